@@ -9,6 +9,11 @@ from msgspec import Meta, Struct
 
 API_VERSION = "v1"
 MAX_RUN_OUTPUT = 64 << 20
+#: Bytes of stdin a stream takes before the process has read them.
+STDIN_WINDOW = 256 << 10
+#: Largest message on a stream, and largest JSON body.
+MAX_MESSAGE = 1 << 20
+MAX_BODY = 4 << 20
 
 Name = Annotated[str, Meta(max_length=63, description="unique among sandboxes; made up if empty")]
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -168,6 +173,51 @@ class EngineView(Model):
     rss_bytes: int
 
 
+class VersionView(Model):
+    version: str
+    api: str
+    pid: int
+
+
+class ProcView(Model):
+    """A process the agent knows: running, or ended and not yet claimed."""
+
+    proc: str
+    pid: int
+    ended: bool = False
+    exit_code: int | None = None
+    signal: int = 0
+
+
+class MetricsView(Model):
+    """What the guest says of itself: mem_total, mem_available, load1_milli, uptime_ms …"""
+
+    values: dict[str, int]
+
+
+class LogRecord(Model):
+    """A line of GET …/logs: bytes one of the outputs (1 stdout, 2 stderr) carried at `time`."""
+
+    time: float
+    channel: int
+    data: bytes
+
+
+class EventRecord(Model):
+    """A line of GET /v1/events."""
+
+    time: float
+    kind: str
+    sandbox: str = ""
+    details: dict[str, object] = {}
+
+
+class Removed(Model):
+    """The answer to a DELETE."""
+
+    removed: str
+
+
 class ErrorBody(Model):
     """Every error, everywhere: `--json` prints the same."""
 
@@ -212,6 +262,18 @@ class Eof(Struct, tag="eof", forbid_unknown_fields=True, kw_only=True):
     """No more stdin."""
 
 
+class Detach(Struct, tag="detach", forbid_unknown_fields=True, kw_only=True):
+    """Leave the process running and close the stream. Without it a client that goes away ends
+    its process."""
+
+
+class Room(Struct, tag="room", kw_only=True):
+    """The process took `bytes` of stdin. A client that keeps at most STDIN_WINDOW bytes without
+    their `room` never has a signal or resize wait behind unread stdin; others may ignore it."""
+
+    bytes: int
+
+
 class Progress(Struct, tag="progress", kw_only=True):
     """A long step of a start, e.g. building a template; `done` of `total` (0 = unknown)."""
 
@@ -236,7 +298,21 @@ class Failed(Struct, tag="error", kw_only=True):
     error: ErrorBody
 
 
-ClientMessage = RunStart | ExecStart | Resize | Signal | Eof
+class Created(Struct, tag="created", kw_only=True):
+    """Last line of a POST that was asked for its progress (`Accept: application/jsonl`)."""
+
+    sandbox: SandboxView
+
+
+class Built(Struct, tag="built", kw_only=True):
+    template: TemplateView
+
+
+ClientMessage = RunStart | ExecStart | Resize | Signal | Eof | Detach
 ServerMessage = Progress | Started | Exited | Failed
+#: Everything a stream's text messages can be; `Room` is for the client library alone.
+StreamMessage = Progress | Started | Exited | Failed | Room
+#: Lines of a POST that was asked for its progress.
+ProgressLine = Progress | Created | Built | Failed
 
 encode = msgspec.json.Encoder().encode

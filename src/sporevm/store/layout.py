@@ -99,8 +99,8 @@ class SandboxFiles:
 
     @property
     def output(self) -> Path:
-        """What the main process and detached ones printed: JSON lines."""
-        return self.root / "output.jsonl"
+        """What the main process printed: `sporevm.engine.output` has the format."""
+        return self.root / "output.log"
 
     @property
     def events(self) -> Path:

@@ -5,15 +5,15 @@ Names of backends are compared only inside `vmm/`. Callers read `Capabilities`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import hashlib
-import json
-
 from sporevm._sys.process import Identity
+from sporevm.errors import VmmError
 from sporevm.spec import Arch, TemplateKey
 
 
@@ -106,6 +106,10 @@ class Machine(Protocol):
     @property
     def console(self) -> Path: ...
 
+    @property
+    def confinement(self) -> list[str]:
+        """What holds the VMM process back on this host, for people to read."""
+
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
@@ -119,7 +123,7 @@ class Machine(Protocol):
     async def kill(self) -> None:
         """End the VMM now; idempotent; returns when it is gone and its run_dir's sockets are too."""
 
-    def failure(self, what: str) -> Exception:
+    def failure(self, what: str) -> VmmError:
         """A VmmError with command, status and log tail, for a VMM that died."""
 
 

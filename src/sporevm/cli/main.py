@@ -1,0 +1,147 @@
+"""`spore`: finds the verb, runs it, and turns every error into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sporevm.cli.context import Context
+from sporevm.cli.parser import HelpAsked, Parser, Verb, columns, common, nearest
+from sporevm.cli.verbs import ALIASES, ENTRIES, GROUPS, Entry, find
+from sporevm.errors import SporeError, UsageError
+
+#: As a shell reports SIGINT and SIGPIPE.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script: returns the exit status. Raises only with `--debug`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    ctx = Context()
+    # An error in the command line itself is printed as asked for, too.
+    ctx.json = "--json" in words[: words.index("--") if "--" in words else None]
+    try:
+        status = run(words, ctx)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Nothing more can be said; keep the interpreter from
+        # trying when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SporeError as error:
+        if ctx.debug:
+            raise
+        return report(error, ctx)
+    except Exception as error:  # noqa: BLE001  the outermost boundary: a bug is shown as one line
+        if ctx.debug:
+            raise
+        bug = SporeError(
+            f"internal error: {type(error).__name__}: {error}",
+            hint="run it again with --debug and report what it prints",
+        )
+        return report(bug, ctx)
+
+
+def run(words: list[str], ctx: Context) -> int:
+    """Run the verb `words` ask for."""
+    top = top_parser()
+    try:
+        args, rest = top.parse_command(words, operands=0)
+        ctx.adopt(args)
+        if vars(args).get("version"):
+            return _version()
+        if not rest or rest == ["help"]:
+            raise HelpAsked(overview())
+        if rest[0] == "help":
+            rest = [*rest[1:], "--help"]
+        found = find(rest)
+        if found is None:
+            return _no_verb(rest)
+        entry, count = found
+        verb = load(entry)
+        parser = verb.parser(entry)
+        if entry.takes_command:
+            args, command = parser.parse_command(rest[count:], operands=1)
+            args.command = command
+        else:
+            args = parser.parse(rest[count:])
+    except HelpAsked as asked:
+        print(asked, end="")
+        return 0
+    ctx.adopt(args)
+    return verb.run(args, ctx)
+
+
+def load(entry: Entry) -> Verb:
+    verb: Verb = import_module(entry.module).VERBS[entry.key]
+    return verb
+
+
+def top_parser() -> Parser:
+    parser = Parser("spore")
+    common(parser)
+    add = parser.add_argument
+    add("--json", action="store_true", help="print JSON, where a verb can")
+    add("-q", "--quiet", action="store_true", help="print no progress, and ids only in lists")
+    add("-V", "--version", action="store_true", help="print the version")
+    return parser
+
+
+def overview() -> str:
+    """`spore --help`."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for entry in ENTRIES.values():
+        groups.setdefault(entry.group, []).append((entry.name, entry.summary))
+    text = [
+        "Usage:  spore [OPTIONS] VERB ...",
+        "Run any code in its own microVM, in milliseconds",
+        *(f"{title}:\n{columns(rows)}" for title, rows in groups.items()),
+        top_parser().options_help(),
+        "spore VERB --help says more, with examples.",
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def _version() -> int:
+    from sporevm import __version__
+
+    print(f"spore {__version__}")
+    return 0
+
+
+def _no_verb(words: list[str]) -> int:
+    group = words[0]
+    if group not in GROUPS:
+        names = {name.split()[0] for name in (*ENTRIES, *ALIASES)}
+        hint = nearest(group, sorted(names)) or "see: spore --help"
+        raise UsageError(f"there is no verb {group!r}", hint=hint)
+    members = [entry for name, entry in ENTRIES.items() if name.startswith(f"{group} ")]
+    if len(words) > 1 and not words[1].startswith("-"):
+        hint = nearest(words[1], [entry.key for entry in members]) or f"see: spore {group} --help"
+        raise UsageError(f"there is no verb '{group} {words[1]}'", hint=hint)
+    rows = [(entry.name, entry.summary) for entry in members]
+    raise HelpAsked(f"Usage:  spore {group} VERB ...\n\nVerbs:\n{columns(rows)}\n")
+
+
+def report(error: SporeError, ctx: Context) -> int:
+    """Print an error as one clear line and a hint, or as JSON. Returns its exit status."""
+    try:
+        if ctx.json:
+            import json
+
+            body = {"code": error.code, "message": error.message, "hint": error.hint}
+            print(json.dumps({"error": {**body, "details": error.details()}}, default=str))
+        else:
+            sys.stdout.flush()
+            print(f"spore: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"  {error.hint}", file=sys.stderr)
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    return error.exit_code
