@@ -16,7 +16,9 @@ MAX_MESSAGE = 1 << 20
 MAX_BODY = 4 << 20
 
 Name = Annotated[str, Meta(max_length=63, description="unique among sandboxes; made up if empty")]
-PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveInt = Annotated[int, Meta(ge=1, le=1 << 50)]
+#: At most ten years, so that no sum of it leaves what timers and the guest can count.
+Seconds = Annotated[float, Meta(gt=0, le=315_360_000)]
 
 
 class Model(Struct, forbid_unknown_fields=True, omit_defaults=False, kw_only=True):
@@ -34,7 +36,13 @@ class CommandBody(Model):
     stdin: bool = False
     rows: Annotated[int, Meta(ge=1, le=65535)] = 24
     cols: Annotated[int, Meta(ge=1, le=65535)] = 80
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Seconds | None = None
+
+
+class RunBody(CommandBody):
+    """A process to run to its end. `input` is its whole stdin (base64 in JSON)."""
+
+    input: bytes | None = None
 
 
 class CreateBody(Model):
@@ -52,7 +60,7 @@ class CreateBody(Model):
     user: str = ""
     hostname: str = ""
     labels: dict[str, str] = {}
-    ttl: Annotated[float, Meta(gt=0)] | None = None
+    ttl: Seconds | None = None
     auto_remove: bool = False
     command: CommandBody | None = None
 
@@ -101,11 +109,13 @@ class RunResult(Model):
 
 
 class StopBody(Model):
-    timeout: Annotated[float, Meta(ge=0)] = 10.0
+    timeout: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
 
 
 class SignalBody(Model):
-    signal: Annotated[int, Meta(ge=1, le=64)] = 9
+    """`signal` goes to the main process; without it the VM itself is ended, now."""
+
+    signal: Annotated[int, Meta(ge=1, le=64)] | None = None
 
 
 class RenameBody(Model):
@@ -115,7 +125,7 @@ class RenameBody(Model):
 
 class MkdirBody(Model):
     path: str
-    mode: int = 0o755
+    mode: Annotated[int, Meta(ge=0, le=0o7777)] = 0o755
     user: str = ""
     parents: bool = True
 

@@ -128,7 +128,7 @@ class Router:
         if methods is None:
             path = raw_path.encode(errors="replace").decode()
             raise NotFound(f"there is no {path}", hint="GET /openapi.json lists what there is")
-        route = methods.get("GET" if method == "HEAD" else method)
+        route = methods.get(method)
         if route is None:
             raise MethodNotAllowed(method, sorted(methods))
         return route, tuple(params)
