@@ -13,7 +13,8 @@
     │   └── ProtocolViolation   the guest sent what no honest agent sends; its sandbox is killed
     ├── GuestError            the guest's answer is an errno (a missing file, a missing program)
     ├── DeadlineExceeded      it took longer than the caller allowed
-    └── EngineError           the engine can't be started or reached
+    ├── EngineError           the engine can't be started or reached
+    └── CommandFailed         a command run with check=True did not exit with 0
 
 `code` is stable and machine-readable; `hint` is one line that says what to do.
 """
@@ -130,6 +131,29 @@ class DeadlineExceeded(SporeError):
 
 class EngineError(SporeError):
     code, http_status = "engine", 503
+
+
+class CommandFailed(SporeError):
+    """A command that was run with `check=True` did not exit with 0."""
+
+    code = "command_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_code: int = 1,
+        stdout: str = "",
+        stderr: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = exit_code
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def details(self) -> dict[str, object]:
+        return {"exit_code": self.status, "stdout": self.stdout, "stderr": self.stderr}
 
 
 def by_code() -> dict[str, type[SporeError]]:

@@ -63,7 +63,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     with writing(path):
         try:
             fd = os.open(temporary, flags, mode)
-            with open(fd, "wb") as file:
+            with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -125,6 +125,25 @@ def install_directory(built: Path, target: Path, *, mode: int = 0o755) -> bool:
             raise
         sync_directory(target.parent)
     return True
+
+
+def install_file(built: Path, target: Path) -> None:
+    """Move a finished file to its final name, durably; one that is there is replaced."""
+    with writing(target):
+        with built.open("rb") as file:
+            os.fsync(file.fileno())
+        built.replace(target)
+        sync_directory(target.parent)
+
+
+def make_sparse(path: Path, size: int) -> None:
+    """Make a file `size` long without writing any data; it is created if it isn't there."""
+    with writing(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
 
 def remove_tree(path: Path) -> None:

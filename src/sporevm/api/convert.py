@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 import msgspec
 
-from sporevm.api.models import CommandBody, CreateBody, FileInfo, SandboxView
+from sporevm.api.models import CommandBody, CreateBody, FileInfo, SandboxView, TemplateBody
+from sporevm.api.port import StatPort
 from sporevm.errors import UsageError
-from sporevm.spec import Command, SandboxSpec, parse_arch
-
-T = TypeVar("T")
-
-
-def view(record: object, kind: type[T]) -> T:
-    """A copy of `record` as the API's type, field by field."""
-    return msgspec.convert(record, kind, from_attributes=True)
+from sporevm.spec import DEFAULT_IMAGE, Command, SandboxSpec, parse_arch
 
 
 def sandbox_view(record: object) -> SandboxView:
     return msgspec.convert(record, SandboxView, from_attributes=True)
 
 
-def file_info(info: Any, path: str = "") -> FileInfo:
+def file_info(info: StatPort, path: str = "") -> FileInfo:
     """From the agent's facts about a file. Bytes that are not UTF-8 are shown as U+FFFD."""
     name = printable(info.name) or path.rstrip("/").rpartition("/")[2] or "/"
     return FileInfo(
         name=name,
         path=printable(path) if path else name,
-        kind=str(info.kind),
+        kind=info.kind,
         size=info.size,
         mode=info.mode,
         uid=info.uid,
         gid=info.gid,
-        mtime=float(info.mtime),
-        target=printable(info.target or ""),
+        mtime=info.mtime_ns / 1e9,
+        target=printable(info.target),
     )
 
 
@@ -79,4 +71,14 @@ def spec(body: CreateBody) -> SandboxSpec:
         labels=body.labels,
         ttl=body.ttl,
         auto_remove=body.auto_remove,
+    )
+
+
+def template_spec(body: TemplateBody) -> SandboxSpec:
+    return SandboxSpec(
+        image=body.image or DEFAULT_IMAGE,
+        arch=parse_arch(body.arch) if body.arch else None,
+        vmm=body.vmm,
+        cpus=body.cpus,
+        memory_mib=body.memory_mib,
     )

@@ -22,7 +22,7 @@ from sporevm.api import auth
 from sporevm.api.answers import Broken, EngineOutdated, InternalError, error_answer, json_answer
 from sporevm.api.context import App
 from sporevm.api.models import MAX_BODY
-from sporevm.api.router import Call, NoBody, Route, Router
+from sporevm.api.router import Call, Route, Router
 from sporevm.api.routes import all_routes
 from sporevm.errors import SporeError, UsageError
 
@@ -64,7 +64,6 @@ class _Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        self.force_close_after_answer()
         if status >= 500:
             log.error("request failed in the HTTP layer", exc_info=exc)
             return error_answer(InternalError("the engine failed on this request"))
@@ -72,9 +71,6 @@ class _Protocol(RequestHandler):
         answer = error_answer(UsageError(f"malformed request: {text}"))
         answer.force_close()
         return answer
-
-    def force_close_after_answer(self) -> None:
-        self.keep_alive(False)
 
 
 class _HttpServer(web.Server):
@@ -89,7 +85,7 @@ class ApiServer:
         self.app = app
         self.router = Router(all_routes())
         self._http = _HttpServer(
-            self._handle,  # type: ignore[arg-type]
+            self._handle,
             handler_cancellation=True,  # a client that goes away stops what only it wanted
             access_log=None,
             logger=log,
@@ -136,9 +132,8 @@ class ApiServer:
             raise
         except Exception:  # noqa: BLE001 - the boundary of the API: a defect must not end spored
             log.exception("%s: %s %s failed", request_id, request.method, request.path)
-            answer = error_answer(
-                InternalError("the engine failed on this request", hint=f"see spored.log for {request_id}")
-            )
+            hint = f"spored.log says more: look for {request_id}"
+            answer = error_answer(InternalError("the engine failed on this request", hint=hint))
         if not answer.prepared:
             answer.headers[REQUEST_ID] = request_id
         return answer
@@ -194,6 +189,3 @@ class ApiServer:
                 raise TooBig(f"a JSON body can't exceed {MAX_BODY} bytes")
             parts.append(chunk)
         return b"".join(parts)
-
-
-__all__ = ["ApiServer", "NoBody"]

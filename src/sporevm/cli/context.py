@@ -1,4 +1,4 @@
-"""What every verb is given: where things are, and how to print. The environment is read here only."""
+"""What every verb is given: where things are, how to print. Only here the environment is read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Context:
         """Take over the options a verb's own command line carried."""
         options = vars(args)
         self._home = options.get("home", self._home)
-        self.debug = options.get("debug", self.debug)
-        self.json = options.get("json", self.json)
-        self.quiet = options.get("quiet", self.quiet)
+        self.debug |= options.get("debug", False)
+        self.json |= options.get("json", False)
+        self.quiet |= options.get("quiet", False)
 
     @property
     def home(self) -> Path:
@@ -48,10 +48,11 @@ class Context:
         )
         return Layout(home.absolute())
 
-    def progress(self) -> Progress:
+    def progress(self, *, verbose: bool = False) -> Progress:
         from sporevm.cli.progress import Progress
 
-        return Progress(sys.stderr, quiet=self.quiet, terminal=is_terminal(sys.stderr))
+        terminal = is_terminal(sys.stderr)
+        return Progress(sys.stderr, quiet=self.quiet, terminal=terminal, verbose=verbose)
 
 
 def is_terminal(stream: IO[str]) -> bool:

@@ -21,8 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status. Raises only with `--debug`."""
     words = list(sys.argv[1:] if argv is None else argv)
     ctx = Context()
-    # An error in the command line itself is printed as asked for, too.
-    ctx.json = "--json" in words[: words.index("--") if "--" in words else None]
     try:
         status = run(words, ctx)
         sys.stdout.flush()
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SporeError as error:
         if ctx.debug:
             raise
-        return report(error, ctx)
+        return _report(error, ctx)
     except Exception as error:  # noqa: BLE001  the outermost boundary: a bug is shown as one line
         if ctx.debug:
             raise
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"internal error: {type(error).__name__}: {error}",
             hint="run it again with --debug and report what it prints",
         )
-        return report(bug, ctx)
+        return _report(bug, ctx)
 
 
 def run(words: list[str], ctx: Context) -> int:
@@ -70,6 +68,8 @@ def run(words: list[str], ctx: Context) -> int:
             args, command = parser.parse_command(rest[count:], operands=1)
             args.command = command
         else:
+            # Known before the rest is: an error in it is then printed as asked for, too.
+            ctx.json |= "--json" in rest and "--json" in parser.option_names
             args = parser.parse(rest[count:])
     except HelpAsked as asked:
         print(asked, end="")
@@ -83,13 +83,20 @@ def load(entry: Entry) -> Verb:
     return verb
 
 
+class _Top(Parser):
+    """The options before the verb."""
+
+    def format_help(self) -> str:
+        return overview()
+
+
 def top_parser() -> Parser:
-    parser = Parser("spore")
-    common(parser)
+    parser = _Top("spore")
     add = parser.add_argument
     add("--json", action="store_true", help="print JSON, where a verb can")
     add("-q", "--quiet", action="store_true", help="print no progress, and ids only in lists")
     add("-V", "--version", action="store_true", help="print the version")
+    common(parser)
     return parser
 
 
@@ -129,19 +136,10 @@ def _no_verb(words: list[str]) -> int:
     raise HelpAsked(f"Usage:  spore {group} VERB ...\n\nVerbs:\n{columns(rows)}\n")
 
 
-def report(error: SporeError, ctx: Context) -> int:
-    """Print an error as one clear line and a hint, or as JSON. Returns its exit status."""
-    try:
-        if ctx.json:
-            import json
+def _report(error: SporeError, ctx: Context) -> int:
+    from sporevm.cli.report import report
 
-            body = {"code": error.code, "message": error.message, "hint": error.hint}
-            print(json.dumps({"error": {**body, "details": error.details()}}, default=str))
-        else:
-            sys.stdout.flush()
-            print(f"spore: {error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"  {error.hint}", file=sys.stderr)
+    try:
+        return report(error, as_json=ctx.json)
     except BrokenPipeError:
         return BROKEN_PIPE
-    return error.exit_code

@@ -30,6 +30,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.removeprefix('spore ')}: {message}", hint=self._see)
 
     @property
+    def option_names(self) -> list[str]:
+        return sorted(self._option_string_actions)
+
+    @property
     def _see(self) -> str:
         return f"see: {self.prog} --help"
 
@@ -45,11 +49,13 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unexpected argument {word!r}")
             raise UsageError(
                 f"{self.prog.removeprefix('spore ')}: unknown option {word}",
-                hint=nearest(word, self._option_string_actions) or self._see,
+                hint=nearest(word, self.option_names) or self._see,
             )
         return args
 
-    def parse_command(self, argv: Sequence[str], operands: int) -> tuple[argparse.Namespace, list[str]]:
+    def parse_command(
+        self, argv: Sequence[str], operands: int
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Options, then up to `operands` operands, then a command whose words are never options.
 
         Options may stand on either side of an operand. The command starts behind `--`, or at the
@@ -127,7 +133,7 @@ def _spelling(action: argparse.Action) -> str:
 
 def _described(action: argparse.Action) -> str:
     text = action.help or ""
-    if action.nargs is None and isinstance(action.default, (str, int)) and action.default != "":
+    if action.nargs is None and action.default not in (None, "", argparse.SUPPRESS, []):
         text += f" (default {action.default})"
     return text
 

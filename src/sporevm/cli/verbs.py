@@ -69,7 +69,9 @@ _TABLE = (
     Entry("rm", ENDING, "rm", "BOX...", "Remove sandboxes"),
     Entry("image ls", KEEPING, "image", "", "List images"),
     Entry("image inspect", KEEPING, "image", "IMAGE...", "Show images as JSON"),
-    Entry("image import", KEEPING, "image", "NAME DIR|TAR|-", "Make an image of a directory or tar"),
+    Entry(
+        "image import", KEEPING, "image", "NAME DIR|TAR|-", "Make an image of a directory or tar"
+    ),
     Entry("image rm", KEEPING, "image", "IMAGE...", "Remove images"),
     Entry("template ls", KEEPING, "template", "", "List templates"),
     Entry("template build", KEEPING, "template", "", "Build a template before it is needed"),

@@ -1,8 +1,7 @@
 """The client side of a WebSocket (RFC 6455), sans-I/O: bytes in, messages out, and back.
 
-Why not the async client of the SDK: importing asyncio and an HTTP library takes longer than all of
-`spore exec` may (docs/cli.md, "How fast"). A terminal's session is one socket and three files, which
-one `select` loop serves; all it needs of HTTP is this one request.
+Why not the SDK's: importing asyncio takes longer than all of `spore exec` may. A terminal's session
+is one socket and three files, which one `select` loop serves; all it needs of HTTP is one request.
 
 The peer is our own engine on a private Unix socket. So the mask, which protects proxies from
 hostile scripts, is zero, and no compression is offered.
@@ -13,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from sporevm import __version__
 from sporevm.errors import EngineError
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -36,8 +36,9 @@ def upgrade(path: str) -> bytes:
     """The request that turns a connection into a WebSocket."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: spored\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3BvcmUgc3BvcmUgc3BvcmU=\r\n\r\n"
-    ).encode()
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3BvcmUsIGEgbWljcm9WTQ==\r\n"
+        f"Spore-Client: {__version__}\r\n\r\n"
+    ).encode("ascii")
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -92,9 +93,10 @@ class Reader:
         if len(body) < length:
             return False
         try:
-            raise Refused(status, json.loads(body))
+            decoded = json.loads(body)
         except ValueError:
-            raise Refused(status, None) from None
+            decoded = None
+        raise Refused(status, decoded)
 
     def _next(self) -> tuple[int, bytes] | None:
         """The next whole message, or a control frame; joins fragments."""

@@ -85,7 +85,9 @@ def modinfo(elf: bytes, path: Path) -> list[tuple[str, str]]:
             f"kernel module {path} ({len(elf)} bytes) is not a whole 64-bit ELF module: {error}"
         ) from error
     pairs = (item.partition(b"=") for item in section.split(b"\0") if item)
-    return [(key.decode(errors="replace"), value.decode(errors="replace")) for key, _, value in pairs]
+    return [
+        (key.decode(errors="replace"), value.decode(errors="replace")) for key, _, value in pairs
+    ]
 
 
 def _section(elf: bytes, wanted: bytes) -> bytes:

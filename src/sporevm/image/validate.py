@@ -74,7 +74,7 @@ def _describe(head: bytes) -> str:
 
 
 def inspect_kernel(path: Path) -> KernelFormat:
-    """What kind of kernel a file is, for which machine; ArtifactError if it is none, or not whole."""
+    """What kind of kernel a file is, for which machine; ArtifactError if it isn't a whole one."""
     head, size = _read(path, "kernel")
     if head[0x202:0x206] == b"HdrS":
         return _bzimage(path, head, size)
@@ -101,7 +101,7 @@ def validate_kernel(path: Path, arch: Arch) -> KernelFormat:
         raise ArtifactError(
             f"kernel {path} is for {found.arch.value} ({found.arch.debian}), "
             f"but the guest is {arch.value} ({arch.debian})",
-            hint=f"give a kernel for {arch.value}, or ask for a guest with --arch {found.arch.value}",
+            hint=f"give a kernel for {arch.value}, or use --arch {found.arch.value}",
         )
     return found
 
@@ -115,7 +115,8 @@ def _too_short(path: Path, size: int, least: int, why: str) -> ArtifactError:
 
 def _bzimage(path: Path, head: bytes, size: int) -> KernelFormat:
     """See the kernel's Documentation/arch/x86/boot.rst for the header."""
-    version, name_at = struct.unpack_from("<H", head, 0x206)[0], struct.unpack_from("<H", head, 0x20E)[0]
+    (version,) = struct.unpack_from("<H", head, 0x206)
+    (name_at,) = struct.unpack_from("<H", head, 0x20E)
     if version < 0x020C:
         raise ArtifactError(
             f"kernel {path} speaks boot protocol {version >> 8}.{version & 255:02}, "
@@ -152,7 +153,7 @@ def _arm64(path: Path, head: bytes, size: int, *, packed: bool) -> KernelFormat:
 
 
 def _pe_end(head: bytes) -> int:
-    """Where the last section of an EFI-bootable Image ends in its file; 0 if it has no PE header."""
+    """Where the last section of an EFI-bootable Image ends in its file; 0 without a PE header."""
     if head[:2] != b"MZ":
         return 0
     (pe,) = struct.unpack_from("<I", head, 0x3C)
@@ -210,13 +211,8 @@ def _elf_machine(head: bytes) -> Arch | None:
     return _ELF_MACHINES.get(struct.unpack_from("<H", head, 18)[0])
 
 
-def elf_arch(path: Path) -> Arch | None:
-    """The machine a program is for; None if it isn't an ELF file for one we know."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError:
-        return None
+def elf_arch_of(head: bytes) -> Arch | None:
+    """The machine that a file's first 64 bytes are a program for; None if we don't know it."""
     return _elf_machine(head) if head.startswith(b"\x7fELF") else None
 
 

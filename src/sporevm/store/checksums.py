@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from sporevm._sys import fs
@@ -73,6 +72,6 @@ class Checksums:
 
 
 def _key(path: Path, length: int | None) -> str:
-    info = os.stat(path)
+    info = path.stat()
     size = info.st_size
     return f"{info.st_dev}:{info.st_ino}:{size}:{info.st_mtime_ns}:{length or size}"

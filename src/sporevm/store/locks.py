@@ -70,7 +70,9 @@ def lock(path: Path, *, what: str, timeout: float | None = None) -> Iterator[Non
             waiter.result(timeout)
         except TimeoutError:
             _abandon(waiter, fd)
-            raise _too_late(path, what, timeout) from None
+            pid = holder(path) or "unknown"
+            late = f"{what} is still in use by process {pid} after {timeout:g} s"
+            raise DeadlineExceeded(late) from None
         except BaseException:
             _abandon(waiter, fd)
             raise
@@ -82,19 +84,13 @@ def lock(path: Path, *, what: str, timeout: float | None = None) -> Iterator[Non
 
 
 @contextlib.asynccontextmanager
-async def lock_async(
-    path: Path, *, what: str, timeout: float | None = None
-) -> AsyncIterator[None]:
-    """The same as `lock`, without blocking the event loop."""
+async def lock_async(path: Path) -> AsyncIterator[None]:
+    """Hold the lock for the body; waiting can be cut short by `asyncio.timeout`, like any other."""
     fd = _open(path)
     if not _try(fd):
         waiter = _wait_in_thread(fd)
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(asyncio.wrap_future(waiter))
-        except TimeoutError:
-            _abandon(waiter, fd)
-            raise _too_late(path, what, timeout) from None
+            await asyncio.shield(asyncio.wrap_future(waiter))
         except BaseException:
             _abandon(waiter, fd)
             raise
@@ -128,8 +124,3 @@ def _wait_in_thread(fd: int) -> Future[None]:
 def _abandon(waiter: Future[None], fd: int) -> None:
     """Nobody waits any more: when the thread gets the lock at last, it is given back at once."""
     waiter.add_done_callback(lambda _: os.close(fd))
-
-
-def _too_late(path: Path, what: str, timeout: float | None) -> DeadlineExceeded:
-    pid = holder(path) or "unknown"
-    return DeadlineExceeded(f"{what} is still in use by process {pid} after {timeout:g} s")

@@ -1,0 +1,1 @@
+"""The guest protocol without I/O: docs/protocol.md in Python."""

@@ -138,7 +138,7 @@ class Rules(NamedTuple):
 
 
 ONE_SHOT: Final = Rules()
-RULES: Final = {service: ONE_SHOT for service in Service} | {
+RULES: Final = dict.fromkeys(Service, ONE_SHOT) | {
     Service.EXEC: Rules((STDIN,), (STDOUT, STDERR), event=True),
     Service.ATTACH: Rules((STDIN,), (STDOUT, STDERR), event=True),
     Service.FILE_READ: Rules((), (1,)),

@@ -39,9 +39,7 @@ class Frame(NamedTuple):
         return f"{TYPE_NAMES[self.type]} of stream {self.stream}"
 
 
-def encode(
-    stream: int, kind: int, payload: bytes | memoryview = b"", channel: int = 0
-) -> bytes:
+def encode(stream: int, kind: int, payload: bytes | memoryview = b"", channel: int = 0) -> bytes:
     """The bytes of one frame. The caller keeps the limits; `Connection` does."""
     return b"".join((_HEADER.pack(len(payload), stream, kind, channel, 0), payload))
 
