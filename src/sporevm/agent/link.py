@@ -96,6 +96,7 @@ class Link(asyncio.BufferedProtocol):
         self.flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
         detail = f": {exc}" if exc is not None else ""
         self.fail(AgentError(f"the channel to the guest agent ended{detail}"))
         if not self.closed.done():
@@ -182,14 +183,12 @@ class Link(asyncio.BufferedProtocol):
         self.changed.wake()
 
     def close(self, *, now: bool) -> None:
-        """Close the transport: after its buffer is sent, or `now`."""
-        if self._transport is None:
-            if not self.closed.done():
-                self.closed.set_result(None)
-        elif now:
-            self._transport.abort()
-        else:
-            self._transport.close()
+        """Close the transport: after its buffer is sent, or `now`. `closed` says when it is."""
+        if self._transport is not None:
+            if now:
+                self._transport.abort()
+            else:
+                self._transport.close()
 
 
 def silent(what: str, within: float) -> AgentError:

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from sporevm import __version__
-from sporevm.agent.client import Agent, Exit, Process
+from sporevm.agent.client import Agent
+from sporevm.agent.messages import Exit
+from sporevm.agent.process import Process
 from sporevm.api.models import EventRecord, ImageView, TemplateView
 from sporevm.api.port import ProgressFn
 from sporevm.engine.box import Main
@@ -73,7 +75,7 @@ class EngineAdapter:
         return await self._engine.create(spec, command, progress=progress)
 
     def all(self) -> list[SandboxRecord]:
-        return self._engine.list()
+        return self._engine.all()
 
     def get(self, ref: str) -> SandboxRecord:
         return self._engine.get(ref)
@@ -122,7 +124,7 @@ class StockAdapter(EngineAdapter):
         self._engine.remove_template(key)
 
     async def images(self) -> list[ImageView]:
-        return [_image(image) for image in self._engine.images.all()]
+        return [_image(image) for image in self._engine.images.list()]
 
     async def image(self, ref: str) -> ImageView:
         return _image(self._engine.image(ref))

@@ -13,7 +13,7 @@ from sporevm.cli.output import print_json
 from sporevm.cli.parser import Parser, Verb
 from sporevm.cli.progress import Ticking
 from sporevm.errors import UsageError
-from sporevm.spec import DEFAULT_IMAGE, Arch, parse_arch
+from sporevm.spec import Arch, parse_arch
 
 PARTS = ("kernel", "rootfs", "template")
 EXAMPLES = (
@@ -72,20 +72,21 @@ def _kernel(ctx: Context, arch: Arch) -> Made:
 
 
 def _rootfs(ctx: Context, arch: Arch) -> Made:
-    from sporevm.image.base import ensure_base
+    from sporevm.image.base import base_name, ensure_base
     from sporevm.image.store import ImageStore
 
     before = {image.id for image in ImageStore(ctx.layout).list()}
     with _Shown(ctx) as shown:
         image = asyncio.run(ensure_base(ctx.layout, arch, shown.step))
-    return f"{DEFAULT_IMAGE} {image.id[:12]}", image.id in before
+    return f"{base_name(arch)} {image.id[:12]}", image.id in before
 
 
 def _template(ctx: Context, arch: Arch) -> Made:
     from sporevm.cli.client import call
+    from sporevm.image.base import base_name
 
     before = {view.key for view in call(ctx, lambda client: client.templates.list())}
-    view = template.build(ctx, arch=arch.value, image=DEFAULT_IMAGE)
+    view = template.build(ctx, arch=arch.value, image=base_name(arch))
     return view.key, view.key in before
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from sporevm.agent.client import Agent, Exit, Process
+from sporevm.agent import Agent, Exit, Process
 from sporevm.engine.output import LogLine, OutputLog
 from sporevm.errors import AgentError, SporeError, StorageError
 from sporevm.store.layout import SandboxFiles
@@ -114,7 +114,7 @@ def exit_code(status: Exit) -> int:
     """As a shell sees it: 128 + N for a signal, 124 for a time-out."""
     if status.timed_out:
         return 124
-    return 128 + status.signal if status.signal else status.code
+    return status.status
 
 
 def _as_spore_error(error: BaseException) -> SporeError:

@@ -8,8 +8,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 
-from sporevm._sys.fs import remove_tree, storage_errors
-from sporevm.agent.client import Agent, Process
+from sporevm._sys.fs import make_directory, remove_tree
+from sporevm.agent import Agent, Process
 from sporevm.engine.box import Box, Main
 from sporevm.engine.keeper import Keeper
 from sporevm.engine.names import made_up_name
@@ -18,8 +18,8 @@ from sporevm.engine.planner import Plan, Planner
 from sporevm.engine.recovery import recover
 from sporevm.engine.starter import Starter, with_defaults
 from sporevm.engine.states import require
-from sporevm.engine.templates import ProgressFn, Template, Templates
-from sporevm.errors import Conflict, NotFound, SporeError, StateError
+from sporevm.engine.templates import ProgressFn, Template, Templates, workspace
+from sporevm.errors import Conflict, SporeError, StateError
 from sporevm.image.store import Image, ImageStore
 from sporevm.spec import Command, SandboxSpec, State, new_sandbox_id
 from sporevm.store.layout import Layout
@@ -40,11 +40,13 @@ class Engine:
         self.started = time.time()
         self.images = ImageStore(layout)
         layout.check()
-        with storage_errors(layout.home):
-            for path in (layout.templates, layout.sandboxes, layout.cache, layout.images):
-                path.mkdir(parents=True, exist_ok=True)
-            remove_tree(layout.tmp)
-            layout.tmp.mkdir()
+        for path in (layout.home, layout.sandboxes):
+            # The VMM's own user has to get through to its directory, and sees nothing on the way.
+            make_directory(path, mode=0o711)
+        for path in (layout.templates, layout.cache, layout.images):
+            make_directory(path)
+        remove_tree(workspace(layout))
+        make_directory(workspace(layout), mode=0o711)
         self._records = Records(layout.db)
         self._templates = Templates(layout)
         self._planner = Planner(layout)
@@ -88,7 +90,7 @@ class Engine:
         self._keeper.keep(box)
         return record
 
-    def list(self) -> list[SandboxRecord]:
+    def all(self) -> list[SandboxRecord]:
         return self._records.all()
 
     def get(self, ref: str) -> SandboxRecord:
@@ -125,7 +127,7 @@ class Engine:
         require(record, State.RUNNING, State.PAUSED, to="kill")
         box = self._live(ref, "kill")
         if signal is not None and box.main is not None:
-            await box.main.process.signal(signal)
+            box.main.process.signal(signal)
             return record
         return await self._keeper.stop(box, None)
 
@@ -259,5 +261,3 @@ async def _finished_output(
     finally:
         output.close()
 
-
-__all__ = ["Engine", "NotFound", "silent"]

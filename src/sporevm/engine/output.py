@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sporevm._sys.fs import storage_errors
+from sporevm._sys.fs import writing
 
 _HEADER = struct.Struct("<dBxxxI")
 _MAX_RECORD = 1 << 20
@@ -52,7 +52,7 @@ class OutputLog:
         self._waiters: set[asyncio.Future[None]] = set()
         self._ended = False
         self.seen = {1: 0, 2: 0}
-        with storage_errors(path):
+        with writing(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._size = 0
             for end, line in _records(self._fd):
@@ -62,7 +62,7 @@ class OutputLog:
 
     def append(self, channel: int, data: bytes) -> None:
         record = _HEADER.pack(time.time(), channel, len(data)) + data
-        with storage_errors(self._path):
+        with writing(self._path):
             written = 0
             while written < len(record):
                 written += os.pwrite(self._fd, record[written:], self._size + written)

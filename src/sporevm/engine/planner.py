@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from sporevm.engine.templates import ProgressFn, Wanted
-from sporevm.errors import ArtifactError, NotFound, UsageError
-from sporevm.image.base import ensure_base
+from sporevm.errors import ArtifactError, UsageError
+from sporevm.image.base import base_name, ensure_base
 from sporevm.image.kernel import Kernel, ensure_kernel
 from sporevm.image.store import Image, ImageStore
 from sporevm.spec import DEFAULT_IMAGE, MIB, Arch, Command, SandboxSpec, parse_arch
@@ -53,8 +53,8 @@ class Planner:
                 hint="ask for less with --memory",
             )
         image = await self._image(spec, progress)
-        arch = spec.arch or parse_arch(image.arch)
-        if image.arch != arch.value:
+        arch = spec.arch or image.arch
+        if image.arch != arch:
             raise ArtifactError(
                 f"image {spec.image!r} is for {image.arch}, the machine asked for is {arch.value}",
                 hint=f"leave --arch out, or import an image for {arch.value}",
@@ -86,13 +86,14 @@ class Planner:
         return self._kernels[arch]
 
     async def _image(self, spec: SandboxSpec, progress: ProgressFn) -> Image:
-        try:
-            return self._images.resolve(spec.image)
-        except NotFound:
-            if spec.image != DEFAULT_IMAGE:
-                raise
-        # The default image is made on first use, so that there is nothing to set up.
-        return await ensure_base(self._layout, spec.arch or host_arch(), progress)
+        name = spec.image
+        if name == DEFAULT_IMAGE:
+            # Each architecture has its own default image. It is made on first use, so that there
+            # is nothing to set up.
+            arch = spec.arch or host_arch()
+            found = self._images.find(base_name(arch))
+            return found or await ensure_base(self._layout, arch, progress)
+        return self._images.resolve(name)
 
 
 def _strings(config: Mapping[str, object], key: str) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from sporevm._sys.fs import remove_tree
 from sporevm._sys.process import Identity, adopt
 from sporevm._sys.scan import holding_argument
-from sporevm.agent.client import Agent
+from sporevm.agent import Agent
 from sporevm.engine.box import MAIN, Box, Main
 from sporevm.engine.keeper import Keeper
 from sporevm.engine.output import OutputLog
@@ -81,7 +81,7 @@ async def _reattach(box: Box) -> Main:
     output = OutputLog(box.files.output)
     try:
         process = await box.agent.attach(
-            MAIN, stdout_seen=output.seen[1], stderr_seen=output.seen[2]
+            MAIN, stdout_seen=output.seen[1], stderr_seen=output.seen[2], auto_ack=False
         )
     except GuestError as error:
         output.close()

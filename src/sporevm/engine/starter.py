@@ -9,9 +9,8 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
-from sporevm._sys.fs import remove_tree, sparse_copy
-from sporevm.agent.client import Agent, Process
-from sporevm.agent.messages import Configure
+from sporevm._sys.fs import remove_tree, sparse_copy, writing
+from sporevm.agent import Agent, Configure, Process
 from sporevm.engine.box import MAIN, Box, Main
 from sporevm.engine.output import OutputLog
 from sporevm.engine.planner import Plan
@@ -89,19 +88,17 @@ class Starter:
     def _directory(self, stack: AsyncExitStack, record: SandboxRecord) -> SandboxFiles:
         files = self._layout.sandbox(record.id)
         stack.callback(remove_tree, files.root)
-        files.root.mkdir(mode=0o711)
-        files.vm.mkdir(mode=0o700)
+        with writing(files.root):
+            files.root.mkdir(mode=0o711)
+            files.vm.mkdir(mode=0o700)
         return files
 
     async def _scratch(self, plan: Plan, template: Template, files: SandboxFiles) -> None:
         if template.has_image:
             source = template.files.scratch
         else:
-            source = await asyncio.to_thread(
-                ensure_blank, self._layout, plan.spec.disk_bytes
-            )
+            source = await ensure_blank(self._layout, plan.spec.disk_bytes)
         sparse_copy(source, files.scratch)
-        files.scratch.chmod(0o600)
 
     async def _restore(self, plan: Plan, template: Template, files: SandboxFiles) -> Machine:
         return await plan.wanted.vmm.restore(
@@ -125,20 +122,14 @@ class Starter:
         what = identity(record, dict(plan.env))
         if not template.has_image:
             mounts = root_mounts(plan.wanted.image)
-            what = replace(
-                what,
-                root_drive=mounts.root_drive,
-                root_fstype=mounts.root_fstype,
-                scratch_drive=mounts.scratch_drive,
-                scratch_fstype=mounts.scratch_fstype,
-            )
+            what = replace(what, root=mounts.root, scratch=mounts.scratch)
         if plan.command is None:
             await agent.configure(what)
             return None
         command = with_defaults(plan.command, record)
         async with asyncio.TaskGroup() as group:
             group.create_task(agent.configure(what))
-            running = group.create_task(agent.exec(MAIN, command))
+            running = group.create_task(agent.exec(MAIN, command, auto_ack=False))
         return running.result()
 
 

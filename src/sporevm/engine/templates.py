@@ -25,9 +25,9 @@ import msgspec
 from msgspec import Struct
 
 from sporevm import __version__
-from sporevm._sys.fs import install_directory, real_size, remove_tree, sparse_copy
-from sporevm.agent.client import Agent
-from sporevm.agent.messages import Configure
+from sporevm._sys.fs import real_size, remove_tree, sparse_copy, writing
+from sporevm._sys.boot import boot_id
+from sporevm.agent import Agent, Configure, Mount
 from sporevm.engine.spawn import until_dead
 from sporevm.errors import ArtifactError, GuestError, NotFound
 from sporevm.image.kernel import Kernel
@@ -57,6 +57,8 @@ class Part(Struct, kw_only=True, frozen=True):
     size: int
     inode: int
     mtime_ns: int
+    #: Nothing was synced: after another boot of the host the file is read and compared.
+    boot_id: str
 
 
 class Manifest(Struct, kw_only=True, frozen=True):
@@ -102,7 +104,8 @@ class Wanted:
 def _part(path: Path) -> Part:
     stat = path.stat()
     return Part(
-        sha256=sha256_of(path), size=stat.st_size, inode=stat.st_ino, mtime_ns=stat.st_mtime_ns
+        sha256=sha256_of(path), size=stat.st_size, inode=stat.st_ino, mtime_ns=stat.st_mtime_ns,
+        boot_id=boot_id(),
     )
 
 
@@ -243,7 +246,7 @@ class Templates:
         """Attach the image to a copy of the bare template, warm it, and save it again."""
         async with AsyncExitStack() as stack:
             files, run_dir = self._workspace(stack, key)
-            blank = await asyncio.to_thread(ensure_blank, self._layout, wanted.disk_bytes)
+            blank = await ensure_blank(self._layout, wanted.disk_bytes)
             await asyncio.to_thread(sparse_copy, bare.files.mem, files.mem)
             await asyncio.to_thread(sparse_copy, blank, files.scratch)
             machine = await wanted.vmm.restore(
@@ -273,7 +276,7 @@ class Templates:
 
     def _workspace(self, stack: AsyncExitStack, key: str) -> tuple[TemplateFiles, Path]:
         """A directory for the new template's files and one for its VM, both gone on failure."""
-        root = self._layout.tmp / f"t-{key[:8]}"
+        root = workspace(self._layout) / key[:8]
         remove_tree(root)
         files = TemplateFiles(root / "files")
         run_dir = root / "vm"
@@ -304,19 +307,24 @@ class Templates:
             disk_bytes=disk_bytes,
             parts={name: _part(files.root / name) for name in names},
         )
-        files.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         final = self._layout.template(key)
-        install_directory(files.root, final.root)
+        with writing(final.root):
+            files.manifest.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+            remove_tree(final.root)
+            files.root.rename(final.root)
         return Template(final, manifest)
+
+
+def workspace(layout: Layout) -> Path:
+    """The engine's own part of tmp/: whatever is in it when an engine starts is rubbish."""
+    return layout.tmp / "e"
 
 
 def root_mounts(image: Image) -> Configure:
     """The part of CONFIGURE that makes an image and a scratch disk the guest's root."""
     return Configure(
-        root_drive=DRIVE_IMAGE,
-        root_fstype=image.fstype,
-        scratch_drive=DRIVE_SCRATCH,
-        scratch_fstype="ext4",
+        root=Mount(DRIVE_IMAGE, image.fstype),
+        scratch=Mount(DRIVE_SCRATCH, "ext4"),
         clock_ns=time.time_ns(),
     )
 
@@ -349,7 +357,7 @@ async def _verify(path: Path, part: Part) -> None:
         raise ArtifactError(f"template file {path} is missing: {error.strerror}") from error
     if stat.st_size != part.size:
         raise ArtifactError(f"template file {path} has {stat.st_size} bytes, expected {part.size}")
-    if (stat.st_ino, stat.st_mtime_ns) == (part.inode, part.mtime_ns):
+    if (stat.st_ino, stat.st_mtime_ns, boot_id()) == (part.inode, part.mtime_ns, part.boot_id):
         return
     if await asyncio.to_thread(sha256_of, path) != part.sha256:
         raise ArtifactError(f"template file {path} does not match its checksum")

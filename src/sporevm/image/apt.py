@@ -18,7 +18,7 @@ from sporevm.errors import ArtifactError, SetupError
 from sporevm.image import sources
 from sporevm.image.progress import Progress
 from sporevm.spec import Arch
-from sporevm.store.checksums import sha256_file
+from sporevm.store.checksums import sha256_of
 
 _UPDATE_SECONDS = 300.0
 _DOWNLOAD_SECONDS = 900.0
@@ -138,7 +138,7 @@ class Apt:
                 "apt-get", "download", f"{name}={version}", seconds=_DOWNLOAD_SECONDS, cwd=place
             )
             (file,) = place.glob("*.deb")
-            found = sha256_file(file)
+            found = sha256_of(file)
             if found != fields["SHA256"]:
                 raise ArtifactError(
                     f"package {name} {version} is damaged: expected sha256 {fields['SHA256']}, "

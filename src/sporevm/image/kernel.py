@@ -171,7 +171,7 @@ def _make(
     built = KernelFiles(place / "kernel")
     built.root.mkdir()
     with fs.writing(built.root):
-        fs.copy_sparse(kernel_source.bootable(parts.kernel, place), built.vmlinuz, mode=0o644)
+        fs.sparse_copy(kernel_source.bootable(parts.kernel, place), built.vmlinuz, mode=0o644)
     form = validate_kernel(built.vmlinuz, arch)
     chosen = modules.ModuleTree(parts.modules).closure() if parts.modules is not None else []
     _check_release(parts, form.release, chosen)

@@ -17,7 +17,7 @@ from sporevm.image.apt import Apt, Package, unpack
 from sporevm.image.progress import Progress
 from sporevm.image.validate import inspect_kernel
 from sporevm.spec import Arch
-from sporevm.store.checksums import sha256_file
+from sporevm.store.checksums import sha256_of
 from sporevm.store.layout import Layout
 
 _URL = re.compile(r"(https?://[^#]+)#sha256=([0-9a-fA-F]{64})")
@@ -98,7 +98,7 @@ def _cached(layout: Layout, arch: Arch) -> Package | None:
         package = Package(
             found["name"], found["version"], found["sha256"], Path(layout.cache, found["file"])
         )
-        return package if sha256_file(package.file) == package.sha256 else None
+        return package if sha256_of(package.file) == package.sha256 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # the cache may be deleted at any time, and then it is filled again
 
@@ -152,7 +152,7 @@ async def _from_file(path: Path, place: Path) -> Parts:
 def _download(layout: Layout, origin: Origin, progress: Progress) -> Path:
     """Fetch an address into the cache, where it is kept under its checksum."""
     final = layout.cache / "downloads" / origin.sha256
-    if final.is_file() and sha256_file(final) == origin.sha256:
+    if final.is_file() and sha256_of(final) == origin.sha256:
         return final
     fs.make_directory(final.parent)
     step = f"download {origin.url}"
@@ -169,7 +169,7 @@ def _download(layout: Layout, origin: Origin, progress: Progress) -> Path:
             raise SetupError(
                 f"can't fetch {origin.url}: {reason}", hint="check the address and the network"
             ) from error
-        found = sha256_file(part)
+        found = sha256_of(part)
         if found != origin.sha256:
             raise ArtifactError(
                 f"{origin.url} ({part.stat().st_size} bytes) is not what was promised: expected "

@@ -33,14 +33,13 @@ _OPTIONS = (
     "-no-progress",
     "-quiet",
 )
-_TAR_OPTIONS = ("-tar", "-default-mode", "0755", "-default-uid", "0", "-default-gid", "0")
 #: Of a file that could not be read: mksquashfs puts in an empty one and goes on.
 _LOST = ("creating empty file", "failed to read", "can't open", "cannot open")
 
 
 def argv(source: str, disk: Path) -> list[str]:
     """The command line; `-` as source is a tar archive on standard input."""
-    extra = _TAR_OPTIONS if source == "-" else ()
+    extra = ("-tar",) if source == "-" else ()
     return ["mksquashfs", source, str(disk), *_OPTIONS, *extra]
 
 

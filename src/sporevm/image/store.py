@@ -22,7 +22,7 @@ from sporevm.errors import ArtifactError, NotFound, UsageError
 from sporevm.image import squashfs, tarball
 from sporevm.image.progress import Progress, silent
 from sporevm.spec import SLOT_BYTES, Arch, ImageId
-from sporevm.store.checksums import Checksums, sha256_file
+from sporevm.store.checksums import Checksums, sha256_of
 from sporevm.store.layout import ImageFiles, Layout
 from sporevm.store.locks import lock
 
@@ -47,6 +47,11 @@ class Image:
     config: Mapping[str, object] = field(default_factory=dict)
     #: Hash of the recipe it was made by, if it was made here: tells when to make it again.
     recipe: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its first name, or "" if it has none any more."""
+        return self.names[0] if self.names else ""
 
 
 class ImageStore:
@@ -189,7 +194,7 @@ class ImageStore:
         recipe: str,
     ) -> Image:
         size = files.disk.stat().st_size
-        sha256 = sha256_file(files.disk)
+        sha256 = sha256_of(files.disk)
         seen = {"sha256": sha256, "arch": arch.value, "fstype": squashfs.FSTYPE, "config": config}
         image_id = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
         fs.make_sparse(files.disk, SLOT_BYTES)

@@ -1,7 +1,10 @@
 """`AsyncSandbox`: the SDK. The synchronous `Sandbox` is generated from this file."""
 
+# ruff: noqa: ASYNC109 -- `timeout` is the sandbox's own life time
+
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -105,7 +108,7 @@ class AsyncSandbox:
         return cls(client, info, owned=False)
 
     @classmethod
-    async def list(cls, *, home: Path | str | None = None) -> list[SandboxInfo]:
+    async def list(cls, *, home: Path | str | None = None) -> builtins.list[SandboxInfo]:
         """All sandboxes of this home, running or not."""
         async with Client(home) as client:
             return await client.list()

@@ -1,11 +1,15 @@
 """Commands in a sandbox."""
 
+# ruff: noqa: ASYNC109 -- `timeout` is a limit the guest enforces
+
 from __future__ import annotations
 
 import asyncio
+import builtins
+import codecs
 import signal as signals
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Literal, overload
 
 from sporevm.api.models import CommandBody, Exited, Started
@@ -63,6 +67,22 @@ class AsyncCommands:
         check: bool = False,
     ) -> AsyncCommandHandle: ...
 
+    @overload
+    async def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        cwd: str = "",
+        envs: Mapping[str, str] | None = None,
+        user: str = "",
+        timeout: float | None = None,
+        stdin: Stdin = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+        background: bool,
+        check: bool = False,
+    ) -> CommandResult | AsyncCommandHandle: ...
+
     async def run(
         self,
         command: str | Sequence[str],
@@ -104,16 +124,40 @@ class AsyncCommands:
             raise UsageError("stdin=True needs background=True: nobody else could write to it")
         given = data if isinstance(data, bytes) else None
         if on_stdout or on_stderr or len(given or b"") > _INLINE_STDIN:
-            handle = await self._start(body, given)
-            try:
-                return await handle.wait(on_stdout=on_stdout, on_stderr=on_stderr, check=check)
-            finally:
-                await handle._close()
-        answer = await self._client.run_command(self._id, body, stdin=given)
-        if answer.timed_out:
-            raise _timed_out(timeout)
-        result = CommandResult(answer.exit_code, answer.stdout, answer.stderr, answer.signal)
+            result = await self._run_stream(body, given, on_stdout, on_stderr)
+        else:
+            result = await self._run_at_once(body, given)
         return result.check() if check else result
+
+    async def _run_at_once(self, body: CommandBody, stdin: bytes | None) -> CommandResult:
+        answer = await self._client.run_command(self._id, body, stdin=stdin)
+        if answer.timed_out:
+            raise _timed_out(body.timeout)
+        return CommandResult(answer.exit_code, answer.stdout, answer.stderr, answer.signal)
+
+    async def _run_stream(
+        self,
+        body: CommandBody,
+        stdin: bytes | None,
+        on_stdout: OnOutput | None,
+        on_stderr: OnOutput | None,
+    ) -> CommandResult:
+        """Output is read only as fast as the callbacks take it."""
+        told = {_STDOUT: _Teller(on_stdout), _STDERR: _Teller(on_stderr)}
+        kept = {_STDOUT: _Kept(), _STDERR: _Kept()}
+        end: Exited | None = None
+        async with await self._client.exec(self._id, body) as stream, _feeding(stream, stdin):
+            async for item in stream:
+                if isinstance(item, tuple):
+                    kept[item[0]].add(item[1])
+                    await told[item[0]].tell(item[1])
+                elif isinstance(item, Exited):
+                    end = item
+        for teller in told.values():
+            await teller.tell(b"", final=True)
+        if end is None:
+            raise EngineError("the engine did not say how the command ended")
+        return _result(end, body, kept)
 
     async def _start(self, body: CommandBody, data: bytes | bool | None) -> AsyncCommandHandle:
         stream = await self._client.exec(self._id, body)
@@ -126,7 +170,7 @@ class AsyncCommands:
             raise
         return AsyncCommandHandle(stream, first, body, data if isinstance(data, bytes) else None)
 
-    async def list(self) -> list[ProcessInfo]:
+    async def list(self) -> builtins.list[ProcessInfo]:
         """The commands the guest knows: running, or ended and not yet asked for."""
         return await self._client.procs(self._id)
 
@@ -140,7 +184,7 @@ class _Kept:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.truncated = False
+        self.dropped = 0
 
     def add(self, data: bytes) -> None:
         self.data += data
@@ -150,8 +194,56 @@ class _Kept:
     def trim(self) -> bytes:
         if (over := len(self.data) - KEEP_BYTES) > 0:
             del self.data[:over]
-            self.truncated = True
+            self.dropped += over
         return bytes(self.data)
+
+    def since(self, offset: int) -> tuple[bytes, int]:
+        """What came behind `offset` and is still there, and the offset behind that."""
+        start = max(offset - self.dropped, 0)
+        return bytes(self.data[start:]), self.dropped + len(self.data)
+
+
+class _Teller:
+    """Calls a callback with text; a character cut in two by the pieces stays whole."""
+
+    def __init__(self, callback: OnOutput | None) -> None:
+        self._callback = callback
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    async def tell(self, data: bytes, *, final: bool = False) -> None:
+        if self._callback is None:
+            return
+        if text := self._decoder.decode(data, final):
+            answer = self._callback(text)
+            if asyncio.iscoroutine(answer):
+                await answer
+
+
+@asynccontextmanager
+async def _feeding(stream: Stream, data: bytes | None) -> AsyncIterator[None]:
+    """Stdin is written meanwhile, and no further than the block."""
+    task = None if data is None else asyncio.ensure_future(_feed(stream, data))
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _feed(stream: Stream, data: bytes) -> None:
+    with suppress(EngineError):  # the command ended without reading it all
+        await stream.send(data)
+        await stream.send_eof()
+
+
+def _result(end: Exited, body: CommandBody, kept: dict[int, _Kept]) -> CommandResult:
+    if end.timed_out:
+        raise _timed_out(body.timeout)
+    out, err = kept[_STDOUT], kept[_STDERR]
+    stdout, stderr = out.trim(), err.trim()
+    truncated = bool(out.dropped or err.dropped)
+    return CommandResult(end.exit_code, stdout, stderr, end.signal, truncated)
 
 
 class AsyncCommandHandle:
@@ -166,11 +258,8 @@ class AsyncCommandHandle:
         self._started = started
         self._body = body
         self._kept = {_STDOUT: _Kept(), _STDERR: _Kept()}
-        self._told = {_STDOUT: 0, _STDERR: 0}
         self._changed = asyncio.Event()
-        self._waiting = False
-        self._pump = asyncio.ensure_future(self._read())
-        self._feed = asyncio.ensure_future(self._write(stdin)) if stdin is not None else None
+        self._pump = asyncio.ensure_future(self._read(stdin))
 
     @property
     def pid(self) -> int:
@@ -181,23 +270,18 @@ class AsyncCommandHandle:
     def running(self) -> bool:
         return not self._pump.done()
 
-    async def _read(self) -> Exited:
+    async def _read(self, stdin: bytes | None) -> Exited:
         try:
-            async for item in self._stream:
-                if isinstance(item, tuple):
-                    self._kept[item[0]].add(item[1])
-                    self._changed.set()
-                elif isinstance(item, Exited):
-                    return item
-            raise EngineError("the command was left, its end is not known")
+            async with self._stream, _feeding(self._stream, stdin):
+                async for item in self._stream:
+                    if isinstance(item, tuple):
+                        self._kept[item[0]].add(item[1])
+                        self._changed.set()
+                    elif isinstance(item, Exited):
+                        return item
+            raise EngineError("the command was left: its end is not known")
         finally:
             self._changed.set()
-            await self._stream.close()
-
-    async def _write(self, data: bytes) -> None:
-        with suppress(EngineError):  # the command ended without reading it all
-            await self._stream.send(data)
-            await self._stream.send_eof()
 
     async def wait(
         self,
@@ -206,44 +290,29 @@ class AsyncCommandHandle:
         on_stderr: OnOutput | None = None,
         check: bool = False,
     ) -> CommandResult:
-        """Wait for its end. The callbacks get all kept output, then what comes.
+        """Wait for its end. The callbacks get the output that is kept, then what comes.
 
         Raises like `run`; may be called again.
         """
         if on_stdout or on_stderr:
-            await self._follow(on_stdout, on_stderr)
+            await self._follow({_STDOUT: _Teller(on_stdout), _STDERR: _Teller(on_stderr)})
         end = await asyncio.shield(self._pump)
-        if end.timed_out:
-            raise _timed_out(self._body.timeout)
-        out, err = self._kept[_STDOUT], self._kept[_STDERR]
-        stdout, stderr = out.trim(), err.trim()
-        truncated = out.truncated or err.truncated
-        result = CommandResult(end.exit_code, stdout, stderr, end.signal, truncated)
+        result = _result(end, self._body, self._kept)
         return result.check() if check else result
 
-    async def _follow(self, on_stdout: OnOutput | None, on_stderr: OnOutput | None) -> None:
-        import codecs
-
-        make = codecs.getincrementaldecoder("utf-8")
-        told = [
-            (self._kept[channel], callback, make("replace"))
-            for channel, callback in ((_STDOUT, on_stdout), (_STDERR, on_stderr))
-            if callback is not None
-        ]
-        seen = [0] * len(told)
+    async def _follow(self, told: dict[int, _Teller]) -> None:
+        seen = dict.fromkeys(told, 0)
         while True:
             ended = self._pump.done()
             self._changed.clear()
-            for index, (kept, callback, decoder) in enumerate(told):
-                data = bytes(kept.data[seen[index] :])
-                seen[index] += len(data)
-                if text := decoder.decode(data, final=ended):
-                    answer = callback(text)
-                    if asyncio.iscoroutine(answer):
-                        await answer
+            for channel, teller in told.items():
+                data, seen[channel] = self._kept[channel].since(seen[channel])
+                await teller.tell(data, final=ended)
             if ended:
                 return
             await self._changed.wait()
+            # Set also by the end of the pump, which is done only after this step of the loop.
+            await asyncio.sleep(0)
 
     async def send_stdin(self, data: str | bytes) -> None:
         """Write to its stdin (it was run with `stdin=True`); waits while it does not read."""
@@ -268,11 +337,3 @@ class AsyncCommandHandle:
             return
         await self._stream.detach()
         await asyncio.gather(self._pump, return_exceptions=True)
-
-    async def _close(self) -> None:
-        """End it if it runs."""
-        await self._stream.close()
-        tasks = [self._pump] + ([self._feed] if self._feed is not None else [])
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

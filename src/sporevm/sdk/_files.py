@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import errno
 import io
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -51,7 +52,7 @@ class AsyncFiles:
         body = data if isinstance(data, bytes | AsyncIterable) else _pieces(data)
         return await self._client.files.write(self._id, path, body, mode=mode, user=user)
 
-    async def list(self, path: str) -> list[FileInfo]:
+    async def list(self, path: str) -> builtins.list[FileInfo]:
         """The entries of a directory."""
         return await self._client.files.list(self._id, path)
 
@@ -84,7 +85,7 @@ class AsyncFiles:
 async def _pieces(data: io.IOBase | Iterable[bytes]) -> AsyncIterator[bytes]:
     """Pieces of a file or an iterable, taken in a thread: they may block."""
     if isinstance(data, io.IOBase):
-        while piece := await asyncio.to_thread(data.read, _CHUNK):  # type: ignore[attr-defined]
+        while piece := await asyncio.to_thread(data.read, _CHUNK):
             yield piece
         return
     iterator = iter(data)

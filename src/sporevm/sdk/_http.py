@@ -19,7 +19,7 @@ from sporevm.errors import EngineError
 IDLE_SECONDS = 30.0
 _MAX_IDLE = 8
 _LIMIT = 1 << 18  # bytes a connection reads ahead
-_HEAD_MAX = 1 << 16
+_PIECE = 1 << 18
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Headers = dict[str, str]
@@ -61,8 +61,7 @@ class Connection:
 
     async def send(self, head: bytes, body: Body) -> None:
         if body is None or isinstance(body, bytes):
-            self.writer.write(head + body if body else head)
-            await self.writer.drain()
+            await self._send_whole(head, body or b"")
             return
         self.writer.write(head)
         async for piece in body:
@@ -71,6 +70,17 @@ class Connection:
                 await self.writer.drain()
         self.writer.write(b"0\r\n\r\n")
         await self.writer.drain()
+
+    async def _send_whole(self, head: bytes, body: bytes) -> None:
+        if len(body) <= _PIECE:
+            self.writer.write(head + body)
+            await self.writer.drain()
+            return
+        self.writer.write(head)
+        view = memoryview(body)
+        for start in range(0, len(body), _PIECE):
+            self.writer.write(view[start : start + _PIECE])
+            await self.writer.drain()
 
     async def read_head(self) -> tuple[int, Headers]:
         """Status and headers (lower-case names) of the next answer that is not a 1xx, but 101."""
@@ -210,7 +220,7 @@ class Http:
         self, connection: Connection, head: bytes, body: Body
     ) -> tuple[int, Headers]:
         try:
-            if body is None or isinstance(body, bytes):
+            if body is None or (isinstance(body, bytes) and len(body) <= _PIECE):
                 with suppress(ConnectionError):  # the answer, or its absence, says more
                     await connection.send(head, body)
                 return await connection.read_head()
@@ -221,7 +231,7 @@ class Http:
 
     @staticmethod
     async def _upload(
-        connection: Connection, head: bytes, body: AsyncIterable[bytes]
+        connection: Connection, head: bytes, body: bytes | AsyncIterable[bytes]
     ) -> tuple[int, Headers]:
         """Send while listening: the engine may refuse before it has read everything."""
         sending = asyncio.ensure_future(connection.send(head, body))

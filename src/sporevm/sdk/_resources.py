@@ -42,7 +42,7 @@ async def with_progress(
     """A long POST, its progress reported; the last line."""
     async with aclosing(link.lines("POST", path, body)) as lines:
         async for raw in lines:
-            line = _decode_line(raw)
+            line: ProgressLine = _decode_line(raw)
             if isinstance(line, Failed):
                 raise from_body(line.error)
             if not isinstance(line, Progress):

@@ -68,7 +68,7 @@ class Stream:
             kind, data = message
             if kind == BINARY:
                 return data[0], data[1:]
-            told = _decode(data)
+            told: StreamMessage = _decode(data)
             if isinstance(told, Room):
                 self._unread -= told.bytes
                 self._room.set()

@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 _LIMIT = 4096
 
 
-def sha256_file(path: Path, *, length: int | None = None) -> str:
+def sha256_of(path: Path, *, length: int | None = None) -> str:
     """Hex digest of a file, or of its first `length` bytes (of a disk that is sparse behind)."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -45,7 +45,7 @@ class Checksums:
         known = self._known.get(before)
         if known is not None:
             return known
-        value = sha256_file(path, length=length)
+        value = sha256_of(path, length=length)
         if _key(path, length) == before:  # else it was written to meanwhile: don't keep it
             self._known[before] = value
             self._changed = True

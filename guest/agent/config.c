@@ -61,17 +61,14 @@ static int set_clock(uint64_t ns)
 /* Credited, and the generator reseeded at once: clones of one memory must part ways now. */
 static int add_entropy(const struct field *f)
 {
-    struct {
-        struct rand_pool_info head;
-        uint32_t room[MAX_ENTROPY / 4];
-    } pool;
+    uint32_t pool[2 + MAX_ENTROPY / 4]; /* struct rand_pool_info: bits credited, bytes, the bytes */
     if (f->len < 32 || f->len > MAX_ENTROPY)
         return EINVAL;
-    pool.head.entropy_count = (int)f->len * 8;
-    pool.head.buf_size = (int)f->len;
-    memcpy(pool.room, f->val, f->len);
-    int err = ioctl(agent.urandom_fd, RNDADDENTROPY, &pool) < 0 ? errno : 0;
-    explicit_bzero(&pool, sizeof pool);
+    pool[0] = f->len * 8;
+    pool[1] = f->len;
+    memcpy(pool + 2, f->val, f->len);
+    int err = ioctl(agent.urandom_fd, RNDADDENTROPY, pool) < 0 ? errno : 0;
+    explicit_bzero(pool, sizeof pool);
     if (!err && ioctl(agent.urandom_fd, RNDRESEEDCRNG) < 0)
         err = errno;
     return err;
