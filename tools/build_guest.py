@@ -5,8 +5,8 @@
     build_guest.py --native-tests     the C unit tests and the agent itself, under sanitizers
     build_guest.py --fuzz 100000      that many mutated inputs for the frame and TLV parsers
 
-The compiler is zig's clang with its own musl (PyPI `ziglang`): no system compiler is needed and the
-same sources give the same bytes on every machine. The native tests prefer gcc with AddressSanitizer.
+The compiler is zig's clang with its own musl (PyPI `ziglang`): no system compiler is needed, and
+the same sources give the same bytes everywhere. The native tests prefer gcc with AddressSanitizer.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ STAMP = "stamp.json"
 ARCHES = ("x86_64", "aarch64")
 AGENT_LIMIT = 200 * 1024
 
-WARNINGS = (
-    "-Wall -Wextra -Werror -Wconversion -Wshadow -Wvla -Wstrict-prototypes "
-    "-Wmissing-prototypes -Wundef -Wformat=2 -Wimplicit-fallthrough"
-).split()
-COMMON = ["-std=c17", "-D_GNU_SOURCE", *WARNINGS]
+COMMON = [
+    "-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-Wvla",
+    "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wundef", "-Wformat=2",
+    "-Wimplicit-fallthrough",
+]  # fmt: skip
+#: -g0, no build id and a relative working directory: no path of the building machine gets inside.
 HARDENED = [
-    *"-O2 -fPIE -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fno-strict-aliasing".split(),
-    *"-ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables".split(),
-    # -g0 and a relative working directory: no path of the building machine gets inside.
-    *"-g0 -fno-ident".split(),
-]
-LINK = "-static -pie -s -Wl,-z,relro,-z,now,-z,noexecstack,--gc-sections,--build-id=none".split()
+    "-O2", "-fPIE", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-fno-strict-aliasing",
+    "-ffunction-sections", "-fdata-sections", "-fno-asynchronous-unwind-tables", "-g0",
+    "-fno-ident",
+]  # fmt: skip
+LINK = [
+    "-static", "-pie", "-s", "-Wl,-z,relro,-z,now,-z,noexecstack,--gc-sections,--build-id=none",
+]  # fmt: skip
 
 
 class BuildError(Exception):
@@ -65,9 +67,9 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run(argv: Sequence[str], *, cwd: Path = GUEST, env: dict[str, str] | None = None) -> None:
+def run(argv: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
     done = subprocess.run(
-        argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        argv, cwd=cwd or GUEST, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode:
         raise BuildError(f"{' '.join(argv)}\n{done.stdout}{done.stderr}".rstrip())
@@ -165,7 +167,8 @@ def native_compiler() -> tuple[list[str], str]:
 
 
 def _bytes(text: str) -> str:
-    return f'(const uint8_t *)"{"".join(f"\\x{text[i:i + 2]}" for i in range(0, len(text), 2))}"'
+    escaped = "".join("\\x" + text[i : i + 2] for i in range(0, len(text), 2))
+    return f'(const uint8_t *)"{escaped}"'
 
 
 def vectors_header() -> str:
@@ -179,13 +182,17 @@ def vectors_header() -> str:
             f"{_bytes(f['payload_hex'])}}}"
             for f in v["frames"]
         ]
-        lines.append(f"static const struct vec_frame frames_{i}[] = {{{', '.join(parts) or '{0}'}}};")
+        lines.append(
+            f"static const struct vec_one_frame frames_{i}[] = {{{', '.join(parts) or '{0}'}}};"
+        )
         rows.append(_row(v, f"frames_{i}, {len(parts)}"))
     lines.append(_table("vec_frames", rows))
     rows = []
     for i, v in enumerate(json.loads((vectors / "tlv.json").read_text())):
         parts = [f"{{{tag}, {len(h) // 2}, {_bytes(h)}}}" for tag, h in v["fields"]]
-        lines.append(f"static const struct vec_field fields_{i}[] = {{{', '.join(parts) or '{0}'}}};")
+        lines.append(
+            f"static const struct vec_one_field fields_{i}[] = {{{', '.join(parts) or '{0}'}}};"
+        )
         rows.append(_row(v, f"fields_{i}, {len(parts)}"))
     lines.append(_table("vec_tlvs", rows))
     rows = []
@@ -193,7 +200,7 @@ def vectors_header() -> str:
         if v["role"] == "agent":
             nonce, ack = v.get("nonce_hex") or "", v.get("ack_hex") or ""
             numbers = f"{v.get('end') or 0}, {v.get('lowest') or 0}, {v.get('highest') or 0}"
-            extra = f"{numbers}, {int(bool(nonce))}, {_bytes(nonce)}, {_bytes(ack)}"
+            extra = f"{numbers}, {int(bool(v.get('end')))}, {_bytes(nonce)}, {_bytes(ack)}"
             head = f"{json.dumps(v['name'])}, {_bytes(v['hex'])}, {len(v['hex']) // 2}"
             rows.append(f"{{{head}, {extra}}}")
     lines.append(_table("vec_syncs", rows))

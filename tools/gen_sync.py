@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import builtins
 import signal as signals
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast, overload
 

@@ -90,11 +90,13 @@ static void settle(void)
 
 void agent_run(void)
 {
-    for (unsigned reads = 0; !agent.test_over;) {
+    for (unsigned reads = 0;;) {
         bool got = channel_input();
         bool more = streams_pump();
         settle();
         channel_flush();
+        if (agent.test_over)
+            return;
         if (got && ++reads < READS_IN_A_ROW)
             continue;
         reads = 0;

@@ -91,6 +91,16 @@ static void output_over(struct output *o)
         maybe_ending = true;
 }
 
+/*
+ * Nobody has the terminal open, but its session leader lives: it may open it again, and would get
+ * SIGHUP from our closing it. Only its end is the end.
+ */
+static void pty_unused(struct output *o)
+{
+    o->readable = false;
+    maybe_ending = true;
+}
+
 static void output_fill(struct output *o)
 {
     while (o->readable && o->src.fd >= 0) {
@@ -106,6 +116,8 @@ static void output_fill(struct output *o)
             ring_added(&o->ring, (size_t)n);
         else if (n < 0 && (errno == EAGAIN || errno == EINTR))
             o->readable = errno == EINTR;
+        else if (o->proc->pty && !o->proc->ended)
+            pty_unused(o);
         else /* end of file; EIO is how a pty says it */
             output_over(o);
     }
@@ -341,6 +353,10 @@ static void ended(struct proc *p, int status)
     p->ended_order = ++ended_orders;
     ended_count++;
     ended_rings += has_ring(p);
+    if (p->pty) {
+        p->out[0].readable = true;
+        output_fill(&p->out[0]);
+    }
     if (p->stream)
         stream_dirty(p->stream);
     else

@@ -1,4 +1,4 @@
-"""An engine's socket that plays a script: for what a real engine does only when it is broken or slow.
+"""An engine's socket that plays a script: what a real engine does only when it is broken or slow.
 
 It speaks real WebSocket frames over a real Unix socket, to a real `spore` process.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Peer:
     def started(self) -> None:
         self.say(type="started", sandbox="abc", proc="main", pid=7)
 
+    def settle(self) -> None:
+        """Return when the client has taken in all that was sent."""
+        self.send(PING, b"settled")
+        assert self.receive() == (PONG, b"settled")
+
     def exited(self, code: int = 0, **more: object) -> None:
         self.say(type="exited", exit_code=code, **more)
 
@@ -61,9 +66,17 @@ class Peer:
 
     def send(self, kind: int, data: bytes) -> None:
         size = len(data)
-        short = bytes((size,)) if size < 126 else b"\x7e" + struct.pack(">H", size)
-        head = short if size < 1 << 16 else b"\x7f" + struct.pack(">Q", size)
-        self.sock.sendall(bytes((0x80 | kind,)) + head + data)
+        if size < 126:
+            head = struct.pack(">BB", 0x80 | kind, size)
+        elif size < 1 << 16:
+            head = struct.pack(">BBH", 0x80 | kind, 126, size)
+        else:
+            head = struct.pack(">BBQ", 0x80 | kind, 127, size)
+        self.sock.sendall(head + data)
+
+    def close(self) -> None:
+        self._file.close()
+        self.sock.close()
 
     def receive(self) -> tuple[int, bytes]:
         head = self._exactly(2)
@@ -119,9 +132,9 @@ def playing(home: Path, *scripts: Script) -> Iterator[list[BaseException]]:
         for script in scripts:
             try:
                 sock, _ = listener.accept()
-                with sock:
-                    sock.settimeout(20)
-                    script(Peer(sock))
+                sock.settimeout(20)
+                with closing(Peer(sock)) as peer:
+                    script(peer)
             except BaseException as error:  # noqa: BLE001  raised again by the test itself
                 failures.append(error)
                 return

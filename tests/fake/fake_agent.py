@@ -441,9 +441,9 @@ class _Channel:
         if flags & c.WRITE_EXCLUSIVE and path in self.agent.files:
             raise _Refused(errno.EEXIST)
         self.reply(stream)
-        parts = [self.agent.files.get(path, b"")] if flags & c.WRITE_APPEND else []
-        parts += [data async for data in self.incoming(stream)]
-        self.agent.files[path] = data = b"".join(parts)
+        old = self.agent.files.get(path, b"") if flags & c.WRITE_APPEND else b""
+        data = b"".join([data async for data in self.incoming(stream)])
+        self.agent.files[path] = old + data
         ended = tlv([(Tag.SIZE, len(data)), (Tag.ERRNO, 0)])
         self.writer.write(encode(stream.number, c.EVENT, ended))
         self.close(stream)

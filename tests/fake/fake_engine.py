@@ -104,7 +104,10 @@ class FakeProcess:
         return self.exit
 
     async def read(self) -> tuple[int, bytes] | None:
-        return await self._items.get()
+        item = await self._items.get()
+        if item is None:
+            self._items.put_nowait(None)  # the end stays, for whoever reads next
+        return item
 
     async def write(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -136,7 +139,7 @@ class FakeProcess:
         await asyncio.gather(self._ender, drainer, return_exceptions=True)
 
     async def _drain(self) -> None:
-        while await self._items.get() is not None:
+        while await self.read() is not None:
             pass
 
 

@@ -215,7 +215,9 @@ async def test_a_file_that_fails_half_way(tmp_path: Path, eof: bool) -> None:
     async with connected(tmp_path, Faults(opened=fails)) as agent:
         reader = await agent.read_file("/f")
         assert await reader.read() == b"half"
-        with pytest.raises(GuestError, match="disk \N{REPLACEMENT CHARACTER}.31mred") as caught:
+        with pytest.raises(
+            GuestError, match="error .disk \N{REPLACEMENT CHARACTER}.31mred."
+        ) as caught:
             await reader.read()
         assert (caught.value.errno, caught.value.path) == (5, "/f")
         await agent.ping()

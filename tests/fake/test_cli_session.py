@@ -1,4 +1,4 @@
-"""Sessions of `run`, `exec` and `shell`: real processes and terminals, an engine that plays a script."""
+"""Sessions of `run`, `exec` and `shell`: real processes and terminals, a scripted engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def test_exec_asks_for_what_was_typed(home: Path) -> None:
     assert seen[0].path == "/v1/sandboxes/my%20box/exec"
     command = seen[0].first["command"]
     assert seen[0].first["type"] == "exec"
-    assert (command["argv"], command["user"], command["env"]) == (["ls", "-l"], "nobody", {"A": "1"})
+    assert (command["argv"], command["user"], command["env"]) == (
+        ["ls", "-l"],
+        "nobody",
+        {"A": "1"},
+    )
     assert (command["tty"], command["stdin"]) == (False, False)
 
 
@@ -252,7 +256,9 @@ def test_input_comes_back(home: Path, size: int) -> None:
 
 def test_closed_input_is_an_end(home: Path) -> None:
     with playing(home, echo):
-        client = begin(home, ["exec", "-i", "box", "cat"], stdin=None, preexec_fn=lambda: os.close(0))
+        client = begin(
+            home, ["exec", "-i", "box", "cat"], stdin=None, preexec_fn=lambda: os.close(0)
+        )
         assert client.wait(20) == 0
 
 
@@ -273,7 +279,7 @@ def test_input_waits_for_room_and_signals_do_not(home: Path) -> None:
         assert peer.receive() == (1, b'{"type": "signal", "signal": 2}')
         peer.exited(130, signal=2)
 
-    with open("/dev/zero", "rb") as zeros, playing(home, script):
+    with Path("/dev/zero").open("rb") as zeros, playing(home, script):
         client = begin(home, ["exec", "-i", "box", "sleep"], stdin=zeros)
         assert client.wait(20) == 130
     assert full == [STDIN_WINDOW]
@@ -296,6 +302,7 @@ def test_a_slow_reader_slows_the_engine_and_loses_nothing(home: Path) -> None:
         while part := client.stdout.read1(200_000):
             parts.append(part)
         assert client.wait(20) == 5
+        client.stdout.close()
     assert b"".join(parts) == sent
 
 
@@ -310,9 +317,7 @@ def test_a_reader_that_goes_away_ends_the_session(home: Path) -> None:
             pass
 
     with playing(home, script):
-        client = begin(
-            home, ["exec", "box", "yes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        client = begin(home, ["exec", "box", "yes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert client.stdout is not None
         assert client.stderr is not None
         assert client.stdout.read(2) == b"y\n"
@@ -342,6 +347,7 @@ def test_signals_reach_the_process_each_time(home: Path, number: signal.Signals)
     def script(peer: Peer) -> None:
         peer.accept()
         peer.started()
+        peer.settle()
         for _ in range(3):
             os.kill(client.pid, number)
             assert peer.text() == {"type": "signal", "signal": int(number)}
@@ -373,6 +379,7 @@ def test_an_ignored_signal_stays_ignored(home: Path) -> None:
     def script(peer: Peer) -> None:
         peer.accept()
         peer.started()
+        peer.settle()
         os.kill(client.pid, signal.SIGHUP)
         os.kill(client.pid, signal.SIGUSR1)
         assert peer.text() == {"type": "signal", "signal": int(signal.SIGUSR1)}

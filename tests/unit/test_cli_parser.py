@@ -186,20 +186,14 @@ def test_aliases_lead_to_verbs() -> None:
     assert not set(ALIASES) & set(ENTRIES)
 
 
-def test_global_options_on_either_side(tmp_path: object) -> None:
-    for words in (["--home", "/h", "--json", "ls"], ["ls", "--home", "/h", "--json"]):
-        ctx = Context()
-        seen: list[Context] = []
-        entry = ENTRIES["ls"]
-        verb = load(entry)
-        original, verb.run = verb.run, lambda _args, given: seen.append(given) or 0
-        try:
-            assert run(words, ctx) == 0
-        finally:
-            verb.run = original
-        assert seen == [ctx]
-        assert ctx.json
-        assert str(ctx.home) == "/h"
+@pytest.mark.parametrize(
+    "words", [["--home", "/h", "--json", "-q", "ls"], ["ls", "--home", "/h", "--json", "-q"]]
+)
+def test_global_options_on_either_side(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = Context()
+    monkeypatch.setattr(load(ENTRIES["ls"]), "run", lambda _args, _ctx: 0)
+    assert run(words, ctx) == 0
+    assert (str(ctx.home), ctx.json, ctx.quiet) == ("/h", True, True)
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -269,7 +263,14 @@ def test_who_is_removed(line: str, removed: bool) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["run -d -i -- x", "run -d -t -- x", "run -d --timeout 5", "exec", "exec box", "exec -d -i b x"],
+    [
+        "run -d -i -- x",
+        "run -d -t -- x",
+        "run -d --timeout 5",
+        "exec",
+        "exec box",
+        "exec -d -i b x",
+    ],
 )
 def test_nonsense_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 2

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ import pytest
 from sporevm._sys import process
 from sporevm._sys.process import Identity, ProcessFailed
 from sporevm.errors import DeadlineExceeded, NotFound, SetupError
+from tests.conftest import eventually
+
+
+async def eventually_here(check: Callable[[], bool]) -> None:
+    """Let the loop run until a condition holds; nothing else is awaited, that is the point."""
+    async with asyncio.timeout(5):
+        while not check():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def open_fds() -> int:
@@ -79,8 +88,7 @@ async def test_a_deadline_ends_the_whole_group(tmp_path):
 async def test_cancelling_ends_the_program(tmp_path):
     note = tmp_path / "pid"
     task = asyncio.create_task(process.run(["sh", "-c", f"echo $$ > {note}; exec sleep 60"]))
-    while not note.exists() or not note.read_text():
-        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(eventually, lambda: note.exists() and note.read_text())
     identity = Identity.of(int(note.read_text()))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -118,9 +126,7 @@ async def test_terminate_asks_then_forces():
 
 async def test_an_ended_child_is_reaped_without_a_waiter():
     child = await process.start(["true"])
-    async with asyncio.timeout(5):
-        while not child.ended:
-            await asyncio.sleep(0.005)
+    await eventually_here(lambda: child.ended)
     assert child.status == 0
     child.signal(signal.SIGKILL)  # nothing to signal, and no harm
 

@@ -51,7 +51,7 @@ class Confinement:
             return list(argv)
         words = [self.launcher]
         if self.own_namespaces:
-            words += ["--userns", "--netns-new"]
+            words.append("--userns")  # with an empty network of its own
         elif self.netns >= 0:
             words += ["--setns", str(self.netns)]
         if self.uid:
@@ -60,7 +60,7 @@ class Confinement:
             words += ["--rlimit", f"{name}={soft}:{hard}"]
         for cgroup in self.cgroups:
             words += ["--cgroup", cgroup]
-        return [*words, "--no-new-privs", "--umask", "077", "--", *argv]
+        return [*words, "--no-new-privs", "--umask", "077", "--chdir", "/", "--", *argv]
 
     @property
     def fds(self) -> tuple[int, ...]:

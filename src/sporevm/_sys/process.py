@@ -87,6 +87,14 @@ def _stat(pid: int) -> tuple[str, int]:
     return fields[0].decode(), int(fields[19])
 
 
+def arguments(pid: int) -> list[str]:
+    """A process's command line; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """How a program ended and what it said."""

@@ -108,7 +108,7 @@ class FileCalls(Session):
         exclusive: bool = False,
         timeout: float = CALL_TIMEOUT,
     ) -> int:
-        """Write a file; returns the size the agent reports. Without `append` the old file stays
+        """Write a file; returns how many bytes the agent wrote. Without `append` the old file stays
         as it was until all has been written. `timeout` is for each answer, not for the whole."""
         flags = (c.WRITE_APPEND if append else 0) | (c.MAKE_PARENTS if parents else 0)
         flags |= c.WRITE_EXCLUSIVE if exclusive else 0

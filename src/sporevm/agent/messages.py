@@ -219,7 +219,10 @@ def failure(fields: Fields, what: str, path: str = "") -> GuestError | None:
     number = fields.u64(Tag.ERRNO, 0, most=_MAX_ERRNO)
     if number == 0:
         return None
-    message = clean(fields.raw(Tag.MESSAGE, b"")) or f"cannot {what}: {strerror(number)}"
+    message = f"cannot {what}: {strerror(number)}"
+    head, _, detail = (said := clean(fields.raw(Tag.MESSAGE, b""))).partition(": ")
+    if " " in head or detail not in what:  # more than the name of a call and what we know
+        message += f" ({said})"
     return GuestError(message, errno=number, path=path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.agent.client import Agent
 from sporevm.agent.messages import Exit
 from sporevm.agent.process import Process

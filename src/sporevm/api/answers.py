@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api.models import ErrorAnswer, ErrorBody, Failed, encode
 from sporevm.errors import SporeError
 
@@ -33,9 +33,7 @@ class EngineOutdated(SporeError):
 
 
 def error_body(error: SporeError) -> ErrorBody:
-    return ErrorBody(
-        code=error.code, message=str(error), hint=error.hint, details=error.details()
-    )
+    return ErrorBody(code=error.code, message=str(error), hint=error.hint, details=error.details())
 
 
 def failed(error: SporeError) -> Failed:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api.context import App
 from sporevm.api.listen import listen
 from sporevm.api.port import EnginePort

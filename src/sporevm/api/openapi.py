@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api.answers import JSON, JSON_LINES
 from sporevm.api.models import ErrorAnswer
 from sporevm.api.router import NoBody, Route
@@ -21,9 +21,7 @@ _MODULES = {"service": "engine"}
 def document() -> dict[str, Any]:
     routes = all_routes()
     kinds = list(_types(routes))
-    schemas, components = msgspec.json.schema_components(
-        kinds, schema_hook=_any, ref_template=_REF
-    )
+    schemas, components = msgspec.json.schema_components(kinds, schema_hook=_any, ref_template=_REF)
     by_type = {id(kind): schema for kind, schema in zip(kinds, schemas, strict=True)}
     paths: dict[str, Any] = {}
     for route in routes:

@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api import auth
 from sporevm.api.answers import Broken, EngineOutdated, InternalError, error_answer, json_answer
 from sporevm.api.context import App

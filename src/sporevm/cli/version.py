@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from argparse import Namespace
 
@@ -28,11 +29,12 @@ def _run(args: Namespace, ctx: Context) -> int:
         return None if view is None else view.version
 
     running = call(ctx, engine, start=False)
+    host = os.uname()
     facts = {
         "spore": __version__,
         "engine": running,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": " ".join((host.sysname, host.release, host.machine)),
     }
     if ctx.json:
         print_json(facts)

@@ -1,7 +1,7 @@
 """What this machine can do, and what mends what it can't.
 
-Every check is a function that returns `Check`s and changes nothing. One that fails in a way nobody
-foresaw becomes a line of the report: the doctor must not fall ill itself.
+Every probe is a function that returns `Check`s and leaves nothing but caches. One that fails
+becomes a line of the report: the doctor must not fall ill itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sporevm._sys import fs, process
-from sporevm.errors import NotFound, SporeError
+from sporevm._sys import fs, kvm
+from sporevm._sys.confine import Confiner, launcher_path
+from sporevm.errors import NotFound, SetupError, SporeError
 from sporevm.image.kernel import list_kernels
 from sporevm.image.store import ImageStore
 from sporevm.spec import DEFAULT_IMAGE, GIB, MIB, Arch, parse_arch
 from sporevm.store.layout import Layout
+from sporevm.vmm import registry
+from sporevm.vmm.qemu import probe as qemu
 
 
 class Status(StrEnum):
@@ -95,6 +98,63 @@ def _write_test(home: Path) -> None:
             raise PermissionError(13, "permission denied", str(place))
 
 
+async def _accelerator(layout: Layout) -> list[Check]:
+    """What KVM is worth here, measured, and what `auto` makes of it."""
+    verdict = await kvm.verdict(layout.cache)
+    good = verdict.outcome is kvm.Outcome.USABLE
+    checks = [
+        Check(
+            "kvm",
+            Status.OK if good else Status.DEGRADED,
+            verdict.sentence,
+            "" if good else verdict.mend or "use a machine, or a VM, with (nested) virtualization",
+        )
+    ]
+    try:
+        choice = await registry.explain("auto", host_arch(), layout)
+    except SetupError as error:
+        # Which program is missing is the next probe's to say.
+        return [*checks, Check("accelerator", Status.MISSING, f"none: {error.message}", error.hint)]
+    able_to = choice.vmm.capabilities(host_arch())
+    detail = f"auto picks {choice.vmm.name} {choice.vmm.version} with {able_to.accelerator}"
+    if able_to.security_boundary:
+        return [*checks, Check("accelerator", Status.OK, detail)]
+    detail += "; emulation is slower, and its project does not call it a security boundary"
+    mend = checks[0].mend or "use a machine with virtualization"
+    return [*checks, Check("accelerator", Status.DEGRADED, detail, mend)]
+
+
+async def _qemu(layout: Layout) -> list[Check]:
+    checks = []
+    for arch in Arch:
+        own = arch is host_arch()
+        name = f"qemu {arch.value}"
+        try:
+            found = await qemu.find(arch, layout.cache)
+        except SetupError as error:
+            status = Status.MISSING if own else Status.DEGRADED
+            purpose = "" if own else f"; only needed for --arch {arch.value}"
+            checks.append(Check(name, status, error.message + purpose, error.hint, needed=own))
+        else:
+            checks.append(Check(name, Status.OK, f"{found.version_text} at {found.path}"))
+    return checks
+
+
+async def _confinement(layout: Layout) -> list[Check]:
+    confiner = await Confiner.probe()
+    try:
+        words = confiner.confinement(layout.sandboxes, seccomp=False).describe()
+    finally:
+        confiner.close()
+    lacking = [word for word in words if word.startswith("not: ")]
+    if not lacking:
+        return [Check("confinement", Status.OK, f"VMs get: {', '.join(words)}")]
+    mend = "allow unprivileged user namespaces (see below), or run as root"
+    if not launcher_path().is_file():
+        mend = "install sporevm from a wheel, or build the launcher: make agent"
+    return [Check("confinement", Status.DEGRADED, "; ".join(words), mend)]
+
+
 # -- what is made once -----------------------------------------------------------------------------
 
 
@@ -137,7 +197,8 @@ async def _tools(layout: Layout) -> list[Check]:
     needed = not _have_artifacts(layout)
     wanted = (
         ("mmdebstrap", ("mmdebstrap",), "makes the base image", needed),
-        ("squashfs-tools", ("mksquashfs", "sqfstar"), "packs images", needed),
+        ("squashfs-tools", ("mksquashfs",), "packs images", needed),
+        ("dpkg", ("dpkg-deb",), "unpacks the guest's kernel", needed),
         ("e2fsprogs", ("mkfs.ext4",), "formats writable disks", True),
     )
     checks = []
@@ -302,10 +363,11 @@ def _memory() -> Check:
 
 PROBES: Sequence[Probe] = (
     _home,
+    _accelerator,
+    _qemu,
+    _confinement,
     _artifacts,
     _tools,
     _kernel_features,
     _room,
 )
-
-__all__ = ["Check", "Status", "able", "examine", "process"]

@@ -34,7 +34,7 @@ from sporevm.image.kernel import Kernel
 from sporevm.image.scratch import ensure_blank
 from sporevm.image.store import Image
 from sporevm.spec import DRIVE_IMAGE, DRIVE_SCRATCH, Command, TemplateKey
-from sporevm.store.checksums import sha256_of
+from sporevm.store.checksums import sparse_sha256
 from sporevm.store.layout import Layout, TemplateFiles
 from sporevm.vmm.base import Boot, Drive, Machine, Restore, Shape, Vmm
 
@@ -104,9 +104,13 @@ class Wanted:
 def _part(path: Path) -> Part:
     stat = path.stat()
     return Part(
-        sha256=sha256_of(path), size=stat.st_size, inode=stat.st_ino, mtime_ns=stat.st_mtime_ns,
+        sha256=sparse_sha256(path), size=stat.st_size, inode=stat.st_ino, mtime_ns=stat.st_mtime_ns,
         boot_id=boot_id(),
     )
+
+
+def _parts(root: Path, names: list[str]) -> dict[str, Part]:
+    return {name: _part(root / name) for name in names}
 
 
 class Templates:
@@ -240,7 +244,7 @@ class Templates:
             stack.push_async_callback(agent.aclose)
             await until_dead(machine, agent.ready(), BOOT_DEADLINE, "boot")
             await self._save(machine, agent, files)
-            return self._install(wanted, key, files, image="", disk_bytes=0)
+            return await self._install(wanted, key, files, image="", disk_bytes=0)
 
     async def _derive(self, wanted: Wanted, bare: Template, key: TemplateKey) -> Template:
         """Attach the image to a copy of the bare template, warm it, and save it again."""
@@ -270,7 +274,7 @@ class Templates:
             await until_dead(machine, agent.configure(mounts), CONFIGURE_DEADLINE, "mount the image")
             await until_dead(machine, _warm(agent), CONFIGURE_DEADLINE, "warm up")
             await self._save(machine, agent, files)
-            return self._install(
+            return await self._install(
                 wanted, key, files, image=wanted.image.id, disk_bytes=wanted.disk_bytes
             )
 
@@ -291,7 +295,7 @@ class Templates:
         await machine.save(files.state)
         await machine.kill()
 
-    def _install(
+    async def _install(
         self, wanted: Wanted, key: TemplateKey, files: TemplateFiles, *, image: str, disk_bytes: int
     ) -> Template:
         names = ["mem", "state", *(["scratch"] if image else [])]
@@ -305,7 +309,7 @@ class Templates:
             image=image,
             image_name=wanted.image.name if image else "",
             disk_bytes=disk_bytes,
-            parts={name: _part(files.root / name) for name in names},
+            parts=await asyncio.to_thread(_parts, files.root, names),
         )
         final = self._layout.template(key)
         with writing(final.root):
@@ -359,5 +363,5 @@ async def _verify(path: Path, part: Part) -> None:
         raise ArtifactError(f"template file {path} has {stat.st_size} bytes, expected {part.size}")
     if (stat.st_ino, stat.st_mtime_ns, boot_id()) == (part.inode, part.mtime_ns, part.boot_id):
         return
-    if await asyncio.to_thread(sha256_of, path) != part.sha256:
+    if await asyncio.to_thread(sparse_sha256, path) != part.sha256:
         raise ArtifactError(f"template file {path} does not match its checksum")

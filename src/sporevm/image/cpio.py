@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 
 MAGIC = b"070701"
-_TRAILER = "TRAILER!!!"
+TRAILER = "TRAILER!!!"
 _BLOCK = 512
 
 
@@ -45,7 +45,7 @@ def archive(entries: list[Entry]) -> bytes:
     out = bytearray()
     for number, entry in enumerate(ordered, start=1):
         _append(out, entry, number)
-    _append(out, Entry(_TRAILER, 0), 0)
+    _append(out, Entry(TRAILER, 0), 0)
     out += bytes(-len(out) % _BLOCK)
     return bytes(out)
 

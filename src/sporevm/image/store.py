@@ -158,7 +158,9 @@ class ImageStore:
             files.root.mkdir()
             progress("make the image", 0, 0)
             found = _check_arch(contents.arch, arch, label)
-            await squashfs.from_tar(tar, files.disk, label)
+            await squashfs.from_tar(
+                tar, files.disk, label, root=contents.root, newest=contents.newest
+            )
             return await asyncio.to_thread(
                 self._install, files, name, found, dict(config or {}), recipe
             )

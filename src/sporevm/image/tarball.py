@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from sporevm._sys import fs, process
 from sporevm.errors import ArtifactError, UsageError
+from sporevm.image.squashfs_root import Root
 from sporevm.image.validate import elf_arch_of
 from sporevm.spec import Arch
 
@@ -37,6 +38,8 @@ class Contents:
     """What a scan of an archive found."""
 
     members: int = 0
+    newest: int = 0  # UNIX time of the newest member
+    root: Root = Root()
     archs: list[Arch] = field(default_factory=list)
 
     @property
@@ -109,6 +112,10 @@ def scan(path: Path, label: str) -> Contents:
             while (member := tar.next()) is not None:
                 _check(member, label)
                 contents.members += 1
+                contents.newest = max(contents.newest, int(member.mtime))
+                if member.isdir() and not PurePosixPath(member.name.lstrip("/")).parts:
+                    owner = (member.uid, member.gid)
+                    contents.root = Root(member.mode, *owner, int(member.mtime))
                 _look(tar, member, contents)
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError) as error:

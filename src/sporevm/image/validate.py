@@ -75,7 +75,8 @@ def _describe(head: bytes) -> str:
 
 def inspect_kernel(path: Path) -> KernelFormat:
     """What kind of kernel a file is, for which machine; ArtifactError if it isn't a whole one."""
-    head, size = _read(path, "kernel")
+    start, size = _read(path, "kernel")
+    head = start.ljust(_HEAD, b"\0")  # so that no field is missing; `size` tells what is cut short
     if head[0x202:0x206] == b"HdrS":
         return _bzimage(path, head, size)
     if head[0x38:0x3C] == b"ARM\x64":
@@ -85,12 +86,12 @@ def inspect_kernel(path: Path) -> KernelFormat:
     if head.startswith(b"\x7fELF"):
         return _elf(path, head, size)
     if head.startswith(b"\x1f\x8b"):
-        inner = _gunzip_head(path)
+        inner = _gunzip_head(path).ljust(_HEAD, b"\0")
         if inner[0x38:0x3C] == b"ARM\x64":
             return _arm64(path, inner, size, packed=True)
     raise ArtifactError(
         f"kernel {path} ({size} bytes) is not a Linux kernel: expected an x86 bzImage, an arm64 "
-        f"Image or an ELF vmlinux, but {_describe(head)}"
+        f"Image or an ELF vmlinux, but {_describe(start)}"
     )
 
 
@@ -248,6 +249,11 @@ def validate_initrd(path: Path) -> str:
         )
     if kind == "gzip":
         _check_gzip(path, size)
+    if kind == "cpio" and cpio.TRAILER.encode() not in path.read_bytes():
+        raise ArtifactError(
+            f"initrd {path} is cut short: it has {size} bytes and no end mark",
+            hint="fetch or copy it again",
+        )
     return kind
 
 

@@ -17,6 +17,12 @@ _FIELDS: dict[type[SporeError], dict[str, object]] = {
     errors.VmmError: {"command": "", "status": None, "log_tail": ""},
     errors.GuestError: {"errno": 0, "path": ""},
 }
+#: Only those of `errors` itself: inner layers may have narrower ones with the same code.
+_CLASSES: dict[str, type[SporeError]] = {
+    cls.code: cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, SporeError)
+}
 
 
 class EngineAnswered(SporeError):
@@ -32,8 +38,8 @@ class EngineAnswered(SporeError):
 
 
 def from_body(body: ErrorBody) -> SporeError:
-    cls = errors.by_code().get(body.code)
-    if cls is None or cls.__module__ != errors.__name__:
+    cls = _CLASSES.get(body.code)
+    if cls is None:
         return EngineAnswered(body)
     fields: dict[str, Any] = {}
     for known, defaults in _FIELDS.items():

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api.models import encode
 from sporevm.errors import EngineError
 from sporevm.sdk import _engine, _websocket

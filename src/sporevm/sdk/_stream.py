@@ -40,6 +40,7 @@ class Stream:
         self._socket = socket
         self._unread = 0  # stdin sent for which no Room came yet
         self._room = asyncio.Event()
+        self._reading = asyncio.Lock()
         self._over = False
         self.started: Started | None = None
         self.exited: Exited | None = None
@@ -85,14 +86,17 @@ class Stream:
         return None
 
     async def _receive_raw(self) -> tuple[int, bytes] | None:
-        try:
-            message = await self._socket.receive()
-        except BaseException:
-            self._end()
-            raise
-        if message is None:
-            self._end()
-        return message
+        async with self._reading:
+            if self._over:
+                return None
+            try:
+                message = await self._socket.receive()
+            except BaseException:
+                self._end()
+                raise
+            if message is None:
+                self._end()
+            return message
 
     def _end(self) -> None:
         self._over = True
@@ -124,6 +128,7 @@ class Stream:
     async def detach(self) -> None:
         """Leave the process running and end the stream."""
         await self._tell(Detach())
+        # The engine closes the stream when it has understood. Closing first could overtake it.
         while not self._over:
             await self._receive_raw()
 

@@ -82,8 +82,11 @@ class WebSocket:
 
     async def close(self) -> None:
         """Say good-bye and close the connection; idempotent."""
-        self._reply(_CLOSE, b"\x03\xe8")
-        self._connection.close()
+        if self._writer.transport.get_write_buffer_size():
+            self.abort()  # the engine does not read: what waits would never leave
+        else:
+            self._reply(_CLOSE, b"\x03\xe8")
+            self._connection.close()
         with suppress(OSError):
             await self._writer.wait_closed()
 

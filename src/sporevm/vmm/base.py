@@ -121,7 +121,7 @@ class Machine(Protocol):
         """Return the exit status when the VMM has ended (None if it is not our child)."""
 
     async def kill(self) -> None:
-        """End the VMM now; idempotent; returns when it is gone and its run_dir's sockets are too."""
+        """End the VMM now; idempotent; returns when it and its sockets are gone."""
 
     def failure(self, what: str) -> VmmError:
         """A VmmError with command, status and log tail, for a VMM that died."""

@@ -113,42 +113,42 @@ async def run_stream(call: Plain) -> web.StreamResponse:
     ws = await accept(call.request)
     try:
         start = await first_message(ws, RunStart)
-        record = await _create(call, ws, start)
+        record, process = await _create(call, ws, start)
     except SporeError as error:
         await refuse(ws, error)
         return ws
     try:
-        try:
-            process = call.app.engine.main(record.id)
-        except SporeError as error:
-            await refuse(ws, error)
-            return ws
         await _serve(call, ws, record.id, process, stdin=start.command.stdin)
     finally:
         await call.app.to_the_end(_end(call, record.id, remove=start.sandbox.auto_remove))
     return ws
 
 
-async def _create(call: Plain, ws: web.WebSocketResponse, start: RunStart) -> SandboxRecord:
+Made = tuple[SandboxRecord, ProcessPort]
+
+
+async def _create(call: Plain, ws: web.WebSocketResponse, start: RunStart) -> Made:
     """Create the sandbox of a run, telling the client how it goes; the client may go meanwhile."""
     if start.sandbox.command is not None:
         raise UsageError("sandbox.command: the command of a run goes beside the sandbox")
     spec = convert.spec(start.sandbox)
     command = convert.command(start.command)
 
-    async def work(report: ProgressFn) -> SandboxRecord:
-        return await call.app.engine.create(spec, command, progress=report)
+    async def work(report: ProgressFn) -> Made:
+        record = await call.app.engine.create(spec, command, progress=report)
+        # Taken in the same step of the loop: a process that has ended already is still there.
+        return record, call.app.engine.main(record.id)
 
-    async def undo(record: SandboxRecord) -> None:
-        await call.app.engine.remove(record.id, force=True)
+    async def undo(made: Made) -> None:
+        await _end(call, made[0].id, remove=True)
 
     async with aclosing(progress.steps(work, undo)) as items:
         async for item in items:
             if not isinstance(item, Progress):
-                record: SandboxRecord = item
-                return record
+                made: Made = item
+                return made
             await send(ws, item)
-    raise AssertionError("the last item is the record")
+    raise AssertionError("the last item is the sandbox")
 
 
 async def _end(call: Plain, sandbox_id: str, *, remove: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm.api.answers import JSON, JSON_LINES, json_lines
 from sporevm.api.models import API_VERSION, EngineView, EventRecord, VersionView
 from sporevm.api.router import Call, NoBody, NoQuery, Route

@@ -110,7 +110,7 @@ def command(
     """The whole command line of one VM."""
     return [
         backend.binary,
-        *("-name", f"guest={_escape(wiring.name)}"),
+        *("-name", name_option(wiring.name)),
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
@@ -128,9 +128,9 @@ def command(
     ]
 
 
-def _escape(text: str) -> str:
-    """QEMU's option syntax writes a comma as two."""
-    return text.replace(",", ",,")
+def name_option(name: str) -> str:
+    """By this argument a VMM is known again. QEMU's option syntax writes a comma as two."""
+    return "guest=" + name.replace(",", ",,")
 
 
 def _accelerator(name: str) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sporevm._sys import fs, process
-from sporevm._sys.confine import Confinement, Confiner
+from sporevm._sys.confine import Confinement, Confiner, launcher_path
 from sporevm._sys.kvm import DEVICE as KVM_DEVICE
 from sporevm._sys.process import Identity
 from sporevm._sys.tsc import emulated_tsc_khz
@@ -62,6 +63,7 @@ class QemuVmm:
             private_mem_read_only=found.private_mem_read_only,
             sandbox=found.sandbox,
         )
+        self._memro = launcher_path().with_name(f"memro-{platform.machine()}.so")
         self._tsc_khz = emulated_tsc_khz() if accelerator == "tcg" else 0
 
     @classmethod
@@ -117,8 +119,10 @@ class QemuVmm:
         confinement = self._confinement(what.run_dir, writes_template=private)
         with ExitStack() as stack:
             files = _Files(stack)
+            env = process.minimal_env()
             if private:
                 mem = files.open(what.mem, os.O_RDONLY)
+                env |= self._keep_read_only(files, mem, what.mem)
             else:
                 mem = files.share(what.mem, confinement)
             _check_memory(mem, what.mem, what.shape)
@@ -126,7 +130,7 @@ class QemuVmm:
             drives = self._drives(files, what.drives)
             opened = _wire(files, what.run_dir, mem, drives, start)
             shared_mem = None if private else what.mem
-            return await self._spawn(what, opened, confinement, shared_mem=shared_mem)
+            return await self._spawn(what, opened, confinement, shared_mem=shared_mem, env=env)
 
     async def adopt(
         self, identity: Identity, shape: Shape, run_dir: Path, log: Path
@@ -135,16 +139,29 @@ class QemuVmm:
             child = process.adopt(identity)
         except NotFound as error:
             raise VmmError(f"its VMM is gone: {error}") from error
-        try:
-            words = Path(f"/proc/{identity.pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            words = []
-        if os.fsencode(f"guest={run_dir}".replace(",", ",,")) not in words:
+        if argv.name_option(str(run_dir)) not in process.arguments(identity.pid):
             child.release()
             raise VmmError(f"process {identity.pid} is not the VMM of {run_dir}")
         return QemuMachine(child, Home(run_dir, log), confinement=[], shared_mem=None)
 
     # -- helpers -----------------------------------------------------------------------------------
+
+    @property
+    def _read_only_mem(self) -> bool:
+        """Whether a private VM can be kept from writing to the template it maps."""
+        return self._backend.private_mem_read_only or self._memro.exists()
+
+    def _keep_read_only(self, files: _Files, mem: int, path: Path) -> dict[str, str]:
+        """Environment that makes an old QEMU open the template's memory read-only: see memro.c."""
+        if self._backend.private_mem_read_only:
+            return {}
+        if not self._memro.exists():
+            if os.geteuid() != 0:
+                path.chmod(0o644)  # it opens it for writing, or not at all
+            return {}
+        # By descriptor: the confined user can't reach the directory it is in.
+        library = files.open(self._memro, os.O_RDONLY)
+        return {"LD_PRELOAD": f"/proc/self/fd/{library}", "SPORE_MEMRO": f"/proc/self/fd/{mem}"}
 
     def _check(self, shape: Shape) -> None:
         mine = self.shape(
@@ -158,7 +175,7 @@ class QemuVmm:
 
     def _confinement(self, run_dir: Path, *, writes_template: bool = False) -> Confinement:
         keep, gid = "", None
-        if writes_template and not self._backend.private_mem_read_only:
+        if writes_template and not self._read_only_mem:
             keep = f"QEMU {self.version} opens the template's memory for writing; 8.2 does not"
         if self._backend.accelerator == "kvm":
             info = KVM_DEVICE.stat()
@@ -205,6 +222,7 @@ class QemuVmm:
         confinement: Confinement,
         *,
         shared_mem: Path | None,
+        env: Mapping[str, str] | None = None,
     ) -> QemuMachine:
         words = argv.command(
             self._backend,
@@ -217,7 +235,7 @@ class QemuVmm:
         log = os.open(what.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             child = await process.start(
-                words, stdout=log, stderr=log, pass_fds=opened.fds, confine=confinement
+                words, env=env, stdout=log, stderr=log, pass_fds=opened.fds, confine=confinement
             )
         finally:
             os.close(log)

@@ -101,6 +101,7 @@ class QemuMachine:
             # The memory was given to the VMM's user; it is ours again, and nobody's to change.
             if os.geteuid() == 0:
                 os.chown(self._shared_mem, 0, 0)
+            self._shared_mem.chmod(0o444)
         finally:
             os.close(fd)
 

@@ -79,7 +79,7 @@ async def find(arch: Arch, cache: Path) -> Found:
     where = shutil.which(name)
     if where is None:
         raise SetupError(f"{name} is not installed", hint=package_hint(arch))
-    path = Path(where).resolve()
+    path = Path(where)
     found = _remembered(cache, path)
     if found is None:
         found = await ask(path)
@@ -95,18 +95,23 @@ def _note(cache: Path, path: Path) -> Path:
 
 
 def _remembered(cache: Path, path: Path) -> Found | None:
-    info = path.stat()
     try:
         found = msgspec.json.decode(_note(cache, path).read_bytes(), type=Found)
     except (OSError, msgspec.MsgspecError):
         return None
-    same = (found.path, found.mtime_ns, found.size) == (str(path), info.st_mtime_ns, info.st_size)
+    same = (found.path, found.mtime_ns, found.size) == (str(path), *_stamp(path))
     return found if same else None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """A binary that was replaced has another time or size."""
+    info = path.stat()
+    return info.st_mtime_ns, info.st_size
 
 
 async def ask(path: Path) -> Found:
     """Run the binary a few times for its lists."""
-    info = path.stat()
+    mtime_ns, size = _stamp(path)
     asks = (["-version"], ["-M", "help"], ["-cpu", "help"], ["-device", "help"], ["-help"])
     answers = await asyncio.gather(*(_ask(path, words) for words in asks))
     version, machines, cpus, devices, options = answers
@@ -115,8 +120,8 @@ async def ask(path: Path) -> Found:
         raise SetupError(f"{path} does not say its version")
     return Found(
         path=str(path),
-        mtime_ns=info.st_mtime_ns,
-        size=info.st_size,
+        mtime_ns=mtime_ns,
+        size=size,
         version=(int(match[1]), int(match[2]), int(match[3])),
         machines=first_words(machines),
         cpus=cpu_names(cpus),
