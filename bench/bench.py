@@ -30,7 +30,10 @@ def floor(work: Path, runs: int) -> dict[str, object]:
     """The bare script in a process of its own: no Spore code in it."""
     done = subprocess.run(
         [sys.executable, "bench/floor.py", "--work", str(work), "--runs", str(runs)],
-        cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     answer: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
@@ -64,15 +67,20 @@ def template_build() -> float:
     try:
         env = os.environ | {"SPORE_HOME": str(home)}
         source = json.loads(
-            subprocess.run([SPORE, "daemon", "status", "--json"], check=True,
-                           stdout=subprocess.PIPE, text=True).stdout
+            subprocess.run(
+                [SPORE, "daemon", "status", "--json"], check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
         )["home"]
         for name in ("kernels", "images"):
             subprocess.run(["cp", "-a", "--sparse=always", f"{source}/{name}", home], check=True)
         subprocess.run([SPORE, "ls"], env=env, check=True, stdout=subprocess.DEVNULL)
         start = time.perf_counter()
-        subprocess.run([SPORE, "template", "build", "--bare", "-q"], env=env, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [SPORE, "template", "build", "--bare", "-q"],
+            env=env,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         spent = (time.perf_counter() - start) * 1e3
         subprocess.run([SPORE, "daemon", "stop"], env=env, check=True, stdout=subprocess.DEVNULL)
         return spent
@@ -130,22 +138,43 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], dict[str, object]]:
     raw = sorted(raw_exec)[len(raw_exec) // 2]
     mib = 1 << 20
     rows = [
-        Row("SDK create + first exec, p50", create.p50, 1.25 * f.p50, "ms", f"1.25 F; {create.p50 / f.p50:.2f} F"),
-        Row("SDK create + first exec, p99", create.p99, 2 * f.p50, "ms", f"2 F; {create.p99 / f.p50:.2f} F"),
+        Row(
+            "SDK create + first exec, p50",
+            create.p50,
+            1.25 * f.p50,
+            "ms",
+            f"1.25 F; {create.p50 / f.p50:.2f} F",
+        ),
+        Row(
+            "SDK create + first exec, p99",
+            create.p99,
+            2 * f.p50,
+            "ms",
+            f"2 F; {create.p99 / f.p50:.2f} F",
+        ),
         Row("exec on a live sandbox, p50", live.p50, raw + 2, "ms", f"raw {raw:.2f} ms + 2"),
         Row("`spore exec BOX true`, p50", exec_process.p50, 100, "ms", "whole process"),
-        Row("`spore run -- true`, p50", run_process.p50, f.p50 + 150, "ms", "F + 150, whole process"),
+        Row(
+            "`spore run -- true`, p50", run_process.p50, f.p50 + 150, "ms", "F + 150, whole process"
+        ),
         Row("template build, cold boot included", build, 2500, "ms", "whole process"),
         Row("agent binary, the larger", agent_size() / 1024, 200, "KB"),
         Row("private memory of an idle sandbox", idle_private / mib, 45, "MiB"),
         Row("of it guest RAM", idle_guest / mib, 8, "MiB"),
         Row("engine RSS", rss_empty / mib, 90, "MiB"),
-        Row(f"engine RSS with {args.boxes} sandboxes", rss_full / mib, 90 + 0.5 * args.boxes, "MiB"),
+        Row(
+            f"engine RSS with {args.boxes} sandboxes", rss_full / mib, 90 + 0.5 * args.boxes, "MiB"
+        ),
         Row("file upload", up, 80, "MB/s", at_least=True),
         Row("file download", down, 80, "MB/s", at_least=True),
     ]
-    series = {"F": f, "create_exec": create, "exec_live": live, "exec_process": exec_process,
-              "run_process": run_process}
+    series = {
+        "F": f,
+        "create_exec": create,
+        "exec_live": live,
+        "exec_process": exec_process,
+        "run_process": run_process,
+    }
     return rows, {name: s.as_dict() for name, s in series.items()}
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build what runs inside a guest, and the launcher that confines a VMM, from `guest/`.
 
-    build_guest.py                    the four binaries, into src/sporevm/_bin, if sources changed
+    build_guest.py                    the binaries, into src/sporevm/_bin, if sources changed
     build_guest.py --native-tests     the C unit tests and the agent itself, under sanitizers
     build_guest.py --fuzz 100000      that many mutated inputs for the frame and TLV parsers
 
@@ -46,6 +46,11 @@ LINK = [
 ]  # fmt: skip
 
 
+#: A library preloaded into the host's QEMU: glibc, as old a one as any QEMU that needs it has.
+PRELOAD = ["-shared", "-fPIC", "-O2", "-g0", "-fno-ident", "-s", "-Wl,--build-id=none"]
+PRELOAD_GLIBC = "2.17"
+
+
 class BuildError(Exception):
     """A tool failed; the message is its command and what it printed."""
 
@@ -54,13 +59,22 @@ class BuildError(Exception):
 class Target:
     name: str  # the file in _bin is "name-arch"
     directory: str
+    preload: bool = False
+
+    def file(self, arch: str) -> str:
+        return f"{self.name}-{arch}" + (".so" if self.preload else "")
+
+    def argv(self, arch: str) -> list[str]:
+        if self.preload:
+            return [*zig(), "-target", f"{arch}-linux-gnu.{PRELOAD_GLIBC}", *COMMON, *PRELOAD]
+        return [*zig(), "-target", f"{arch}-linux-musl", *COMMON, *HARDENED, *LINK]
 
     def sources(self) -> list[str]:
         """Relative to `guest/`, in a fixed order: it decides the layout of the binary."""
         return sorted(str(p.relative_to(GUEST)) for p in (GUEST / self.directory).glob("*.c"))
 
 
-TARGETS = (Target("agent", "agent"), Target("launch", "launch"))
+TARGETS = (Target("agent", "agent"), Target("launch", "launch"), Target("memro", "memro", preload=True))
 
 
 def say(text: str) -> None:
@@ -100,16 +114,14 @@ def digest(paths: Iterable[Path], *extra: str) -> str:
 
 def source_digest(compiler: str) -> str:
     files = [p for t in TARGETS for p in (GUEST / t.directory).glob("*.[ch]")]
-    return digest(files, compiler, *COMMON, *HARDENED, *LINK)
+    return digest(files, compiler, *COMMON, *HARDENED, *LINK, *PRELOAD, PRELOAD_GLIBC)
 
 
 def compile_target(target: Target, arch: str, out: Path) -> None:
     """Compile into a private name and rename: others may be reading the old binary."""
-    triple = f"{arch}-linux-musl"
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".build-") as tmp:
         made = Path(tmp) / target.name
-        argv = [*zig(), "-target", triple, *COMMON, *HARDENED, *LINK, "-o", str(made)]
-        run([*argv, *target.sources()])
+        run([*target.argv(arch), "-o", str(made), *target.sources()])
         if target.name == "agent" and made.stat().st_size > AGENT_LIMIT:
             raise BuildError(f"agent-{arch} has {made.stat().st_size} bytes, over {AGENT_LIMIT}")
         made.chmod(0o755)
@@ -117,16 +129,16 @@ def compile_target(target: Target, arch: str, out: Path) -> None:
 
 
 def build(out: Path = BIN, *, force: bool = False) -> bool:
-    """Build all four; False if they were there already, from these sources."""
+    """Build all of them; False if they were there already, from these sources."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = source_digest(zig_version())
-    names = [f"{t.name}-{arch}" for t in TARGETS for arch in ARCHES]
+    names = [t.file(arch) for t in TARGETS for arch in ARCHES]
     if not force and _stamp(out) == wanted and all((out / n).exists() for n in names):
         say(f"guest: up to date ({wanted[:12]})")
         return False
     for target in TARGETS:
         for arch in ARCHES:
-            path = out / f"{target.name}-{arch}"
+            path = out / target.file(arch)
             compile_target(target, arch, path)
             say(f"guest: {path.name} {path.stat().st_size} bytes")
     (out / STAMP).write_text(json.dumps({"sources": wanted}) + "\n")

@@ -111,6 +111,13 @@ bool channel_input(void)
     if (n < 0 && errno == EINTR)
         return true;
     readable = false;
+    /*
+     * A virtio port reads 0 while the host is away, and also just after a restore: what the host
+     * sent arrives before the news that it is there. Taking that for a hang-up would drop the
+     * answer to its SYNC. Nothing is lost by waiting: the next SYNC resets everything anyway.
+     */
+    if (n == 0 && port_forever)
+        return false;
     if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
         hang_up();
     return false;

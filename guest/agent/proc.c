@@ -11,11 +11,10 @@
 #include "agent.h"
 #include "jobs.h"
 
-/* Unclaimed output of ended processes may not eat the guest: this many with any, then oldest out. */
-#define MAX_ENDED_RINGS 64
+/* Unclaimed output of ended processes may not eat the guest: so many bytes, then oldest out. */
+#define MAX_ENDED_BYTES (16U << 20)
 
 static struct proc *procs; /* newest first */
-static int ended_count, ended_rings;
 static uint64_t ended_orders;
 static bool maybe_ending;
 
@@ -48,8 +47,6 @@ void proc_list(struct proc *p)
 
 void proc_discard(struct proc *p) { release(p); }
 
-static bool has_ring(const struct proc *p) { return p->out[0].ring.mem || p->out[1].ring.mem; }
-
 static void forget(struct proc *p)
 {
     for (struct proc **at = &procs; *at; at = &(*at)->next) {
@@ -58,27 +55,35 @@ static void forget(struct proc *p)
         *at = p->next;
         break;
     }
-    if (p->ended) {
-        ended_count--;
-        ended_rings -= has_ring(p);
-    }
     release(p);
 }
 
 /* Ended ones that nobody claims: keep the newest. */
 static void evict(void)
 {
-    while (ended_count > MAX_ENDED || ended_rings > MAX_ENDED_RINGS) {
+    for (;;) {
         struct proc *oldest = NULL;
-        bool rings = ended_count <= MAX_ENDED;
-        for (struct proc *p = procs; p; p = p->next)
-            if (p->ended && !p->stream && (!rings || has_ring(p)) &&
-                (!oldest || p->ended_order < oldest->ended_order))
+        size_t count = 0, bytes = 0;
+        for (struct proc *p = procs; p; p = p->next) {
+            if (!p->ended || p->stream)
+                continue;
+            count++;
+            bytes += p->out[0].ring.len + p->out[1].ring.len;
+            if (!oldest || p->ended_order < oldest->ended_order)
                 oldest = p;
-        if (!oldest)
+        }
+        if (count <= MAX_ENDED && bytes <= MAX_ENDED_BYTES)
             return;
         forget(oldest);
     }
+}
+
+/* It has ended and nobody is attached: keep its last output only, for whoever may ask. */
+static void abandoned(struct proc *p)
+{
+    ring_trim(&p->out[0].ring);
+    ring_trim(&p->out[1].ring);
+    evict();
 }
 
 /* Output: from the process into the ring, from the ring to the stream */
@@ -105,12 +110,9 @@ static void output_fill(struct output *o)
 {
     while (o->readable && o->src.fd >= 0) {
         size_t room;
-        bool had = has_ring(o->proc);
         uint8_t *at = ring_space(&o->ring, &room);
         if (!room)
             return;
-        if (o->proc->ended)
-            ended_rings += has_ring(o->proc) - had;
         ssize_t n = read(o->src.fd, at, room);
         if (n > 0)
             ring_added(&o->ring, (size_t)n);
@@ -340,7 +342,7 @@ static void proc_gone(struct stream *s, const struct msg *m)
     if (m && msg_u64(m, TAG_FLAGS, 0) & 1)
         signal_group(p, SIGKILL);
     if (p->ended)
-        evict();
+        abandoned(p);
 }
 
 static const struct stream_ops proc_ops = {.data = proc_data, .eof = proc_eof,
@@ -351,8 +353,6 @@ static void ended(struct proc *p, int status)
     p->ended = true;
     p->status = status;
     p->ended_order = ++ended_orders;
-    ended_count++;
-    ended_rings += has_ring(p);
     if (p->pty) {
         p->out[0].readable = true;
         output_fill(&p->out[0]);
@@ -360,7 +360,7 @@ static void ended(struct proc *p, int status)
     if (p->stream)
         stream_dirty(p->stream);
     else
-        evict();
+        abandoned(p);
 }
 
 void procs_reap(void)

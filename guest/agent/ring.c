@@ -69,6 +69,18 @@ bool ring_put(struct ring *r, const uint8_t *data, size_t count)
     return true;
 }
 
+void ring_trim(struct ring *r)
+{
+    const size_t page = 4096;
+    if (!r->mem || r->start + r->len > WINDOW) /* wrapped: it is nearly full anyway, or soon gone */
+        return;
+    size_t head = r->start / page * page, tail = (r->start + r->len + page - 1) / page * page;
+    if (head)
+        madvise(r->mem, head, MADV_DONTNEED);
+    if (tail < WINDOW)
+        madvise(r->mem + tail, WINDOW - tail, MADV_DONTNEED);
+}
+
 void ring_free(struct ring *r)
 {
     if (r->mem && kept_count < KEPT)

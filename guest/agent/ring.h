@@ -20,6 +20,8 @@ const uint8_t *ring_peek(const struct ring *r, size_t offset, size_t *count);
 void ring_drop(struct ring *r, size_t count);
 /* All or nothing; false only if it doesn't fit or there is no memory. */
 bool ring_put(struct ring *r, const uint8_t *data, size_t count);
+/* Give back the memory that holds no byte now. */
+void ring_trim(struct ring *r);
 void ring_free(struct ring *r);
 
 #endif

@@ -59,9 +59,13 @@ def test_functions_and_classes_are_small() -> None:
                 over.append(f"{name_of(path)}:{function.lineno} {function.name}: {lines} lines")
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
-                methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+                methods = [
+                    n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+                ]
                 if len(methods) > MAX_METHODS:
-                    over.append(f"{name_of(path)}:{node.lineno} {node.name}: {len(methods)} methods")
+                    over.append(
+                        f"{name_of(path)}:{node.lineno} {node.name}: {len(methods)} methods"
+                    )
     assert not over
 
 
@@ -92,7 +96,11 @@ def test_processes_are_born_in_one_place() -> None:
                 if "subprocess" in names:
                     offenders.append(f"{name_of(path)}:{node.lineno}")
             elif isinstance(node, ast.Attribute) and node.attr in {
-                "create_subprocess_exec", "create_subprocess_shell", "posix_spawn", "fork", "system"
+                "create_subprocess_exec",
+                "create_subprocess_shell",
+                "posix_spawn",
+                "fork",
+                "system",
             }:
                 offenders.append(f"{name_of(path)}:{node.lineno} {node.attr}")
     assert not offenders
@@ -128,17 +136,29 @@ def test_mypy() -> None:
 def test_layers() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_foreign_hosts_or_machine_paths() -> None:
     """Registries are used through the clients as they are configured; no path is anybody's own."""
-    words = ["py" + "pi.org", "python" + "hosted", "registry.npm" + "js", "deb.debian" + ".org",
-             "/wo" + "rk/", "/ro" + "ot/"]
+    words = [
+        "py" + "pi.org",
+        "python" + "hosted",
+        "registry.npm" + "js",
+        "deb.debian" + ".org",
+        "/wo" + "rk/",
+        "/ro" + "ot/",
+    ]
     tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         check=True,
     ).stdout.split("\n")
     offenders = []

@@ -33,7 +33,8 @@ def files_below(layout: Layout) -> set[str]:
     return {
         str(path.relative_to(layout.home))
         for path in layout.home.rglob("*")
-        if not any(path == c or c in path.parents for c in caches) and not path.name.startswith("spore")
+        if not any(path == c or c in path.parents for c in caches)
+        and not path.name.startswith("spore")
     }
 
 
@@ -61,12 +62,21 @@ def test_twenty_at_once(spore: Run, home: Layout) -> None:
 
 
 def test_engine_killed_during_an_exec(spore: Run, home: Layout) -> None:
-    spore("run", "-d", "--name", "lives", "--", "sh", "-c",
-          "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; sleep 0.02; done; sleep 1000")
+    spore(
+        "run",
+        "-d",
+        "--name",
+        "lives",
+        "--",
+        "sh",
+        "-c",
+        "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; sleep 0.02; done; sleep 1000",
+    )
     running = subprocess.Popen(
         [SPORE, "exec", "lives", "--", "sleep", "1000"],
         env=os.environ | {"SPORE_HOME": str(home.home)},
-        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         assert eventually(lambda: "line 50\n" in spore("logs", "lives").stdout)
@@ -91,7 +101,9 @@ def test_vmm_killed(spore: Run, home: Layout) -> None:
     running = subprocess.Popen(
         [SPORE, "exec", "dies", "--", "sleep", "1000"],
         env=os.environ | {"SPORE_HOME": str(home.home)},
-        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         info = listed(spore)[0]
@@ -191,18 +203,29 @@ def test_as_an_ordinary_user(artifacts: Layout) -> None:
         program = _readable_copy(path)
         for each in [path / "h", *(path / "h").rglob("*")]:
             os.chown(each, 23456, 23456, follow_symlinks=False)
-        env = {"PATH": os.environ["PATH"], "SPORE_HOME": str(path / "h"), "HOME": str(path / "h"),
-               "PYTHONPATH": os.pathsep.join(program)}
+        env = {
+            "PATH": os.environ["PATH"],
+            "SPORE_HOME": str(path / "h"),
+            "HOME": str(path / "h"),
+            "PYTHONPATH": os.pathsep.join(program),
+        }
         user = ["setpriv", "--reuid=23456", "--regid=23456", "--clear-groups", "--"]
         python = os.path.realpath(sys.executable)
         script = "from sporevm.cli.main import main; import sys; sys.exit(main())"
         for _ in range(2):
             done = subprocess.run(
                 [*user, python, "-c", script, "run", "--", "python3", "-c", "print(6*7)"],
-                env=env, cwd=path, capture_output=True, text=True, check=False, timeout=200,
+                env=env,
+                cwd=path,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
             )
             assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
-        subprocess.run([*user, python, "-c", script, "daemon", "stop"], env=env, cwd=path, check=True)
+        subprocess.run(
+            [*user, python, "-c", script, "daemon", "stop"], env=env, cwd=path, check=True
+        )
         assert not processes_naming(str(path / "h"))
     finally:
         end_engine(path / "h")
@@ -216,7 +239,14 @@ def _readable_copy(path: Path) -> list[str]:
     import sporevm
 
     heavy = shutil.ignore_patterns(
-        "ziglang*", "mypy*", "ruff*", "pip*", "hypothesis*", "__pycache__", "setuptools*", "*.dist-info"
+        "ziglang*",
+        "mypy*",
+        "ruff*",
+        "pip*",
+        "hypothesis*",
+        "__pycache__",
+        "setuptools*",
+        "*.dist-info",
     )
     site = Path(aiohttp.__file__).parents[1]
     package = Path(sporevm.__file__).parent

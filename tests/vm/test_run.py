@@ -42,8 +42,17 @@ def test_stdin_environment_directory_and_user(spore: Run) -> None:
     done = spore("run", "-i", "--", "tr", "a-z", "A-Z", input="hello\n")
     assert done.stdout == "HELLO\n"
     done = spore(
-        "run", "-e", "A=b c", "-w", "/made/here", "-u", "nobody", "--",
-        "sh", "-c", 'echo "$A $(pwd) $(id -un)"',
+        "run",
+        "-e",
+        "A=b c",
+        "-w",
+        "/made/here",
+        "-u",
+        "nobody",
+        "--",
+        "sh",
+        "-c",
+        'echo "$A $(pwd) $(id -un)"',
     )
     assert done.stdout == "b c /made/here nobody\n"
 
@@ -55,9 +64,17 @@ def test_timeout_is_124(spore: Run) -> None:
 
 def test_ctrl_c_reaches_the_process(home: Layout) -> None:
     process = subprocess.Popen(
-        [SPORE, "run", "--", "sh", "-c", 'trap "echo caught; exit 9" INT; echo up; while :; do sleep 0.1; done'],
+        [
+            SPORE,
+            "run",
+            "--",
+            "sh",
+            "-c",
+            'trap "echo caught; exit 9" INT; echo up; while :; do sleep 0.1; done',
+        ],
         env=os.environ | {"SPORE_HOME": str(home.home)},
-        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
@@ -70,7 +87,8 @@ def test_a_killed_client_ends_its_sandbox(home: Layout, spore: Run) -> None:
     process = subprocess.Popen(
         [SPORE, "run", "--", "sh", "-c", "echo up; sleep 1000"],
         env=os.environ | {"SPORE_HOME": str(home.home)},
-        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
@@ -89,7 +107,10 @@ def test_pty_has_the_size_and_a_terminal(home: Layout) -> None:
     process = subprocess.Popen(
         [SPORE, "run", "-it", "--", "sh", "-c", "tty; stty size; exit 3"],
         env=os.environ | {"SPORE_HOME": str(home.home)},
-        stdin=child, stdout=child, stderr=child, start_new_session=True,
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
     )
     os.close(child)
     output = b""
@@ -114,7 +135,9 @@ def test_detached_named_exec_logs_stop_rm(spore: Run) -> None:
     assert re.fullmatch("[0-9a-f]{12}", box_id)
     try:
         assert [b["name"] for b in listed(spore)] == ["web"]
-        done = spore("exec", "web", "--", "sh", "-c", "hostname; cat /etc/machine-id | wc -c; exit 5")
+        done = spore(
+            "exec", "web", "--", "sh", "-c", "hostname; cat /etc/machine-id | wc -c; exit 5"
+        )
         assert (done.returncode, done.stdout) == (5, "web\n33\n")
         assert eventually(lambda: spore("logs", "web").stdout == "started\n")
         info = json.loads(spore("inspect", "web").stdout)
@@ -141,14 +164,24 @@ def test_main_process_end_ends_the_sandbox_and_keeps_code_and_log(spore: Run) ->
 
 
 def test_memory_and_cpus_are_what_was_asked(spore: Run) -> None:
-    done = spore("run", "-m", "256M", "-c", "2", "--", "sh", "-c", "nproc; grep MemTotal /proc/meminfo")
+    done = spore(
+        "run", "-m", "256M", "-c", "2", "--", "sh", "-c", "nproc; grep MemTotal /proc/meminfo"
+    )
     lines = done.stdout.split("\n")
     assert lines[0] == "2"
     assert 180_000 < int(lines[1].split()[1]) < 262_144
 
 
 def test_disk_is_what_was_asked(spore: Run) -> None:
-    done = spore("run", "--disk", "64M", "--", "sh", "-c", "df -k / | tail -1; dd if=/dev/zero of=/f bs=1M count=100 2>&1 | tail -1")
+    done = spore(
+        "run",
+        "--disk",
+        "64M",
+        "--",
+        "sh",
+        "-c",
+        "df -k / | tail -1; dd if=/dev/zero of=/f bs=1M count=100 2>&1 | tail -1",
+    )
     assert int(done.stdout.split()[1]) < 65_536
     assert "No space left" in done.stdout or "records" in done.stdout
 
@@ -193,7 +226,13 @@ def test_name_is_unique(spore: Run) -> None:
 
 def test_wall_clock_and_randomness_differ(spore: Run) -> None:
     one, two = (
-        spore("run", "--", "sh", "-c", "date +%s; head -c16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id /etc/machine-id").stdout.split("\n")
+        spore(
+            "run",
+            "--",
+            "sh",
+            "-c",
+            "date +%s; head -c16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id /etc/machine-id",
+        ).stdout.split("\n")
         for _ in range(2)
     )
     assert abs(int(one[0]) - time.time()) < 120

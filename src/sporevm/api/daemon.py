@@ -52,7 +52,7 @@ def take_lock(layout: Layout) -> int:
     except BlockingIOError:
         os.close(fd)
         raise Conflict(
-            f"an engine serves {layout.home} already", hint="end it: spore engine stop"
+            f"an engine serves {layout.home} already", hint="end it: spore daemon stop"
         ) from None
     return fd
 

@@ -168,7 +168,7 @@ class ApiServer:
         if client and route.needs_engine and version_key(client) > _OWN_VERSION:
             raise EngineOutdated(
                 f"the engine is version {__version__}, older than the client ({client[:32]})",
-                hint="restart it: spore engine stop",
+                hint="restart it: spore daemon stop",
             )
 
     async def _engine_ready(self) -> None:

@@ -169,9 +169,7 @@ class Engine:
         """Each template with the bytes it really takes on disk."""
         return [(template, self._templates.size(template)) for template in self._templates.all()]
 
-    async def build_template(
-        self, spec: SandboxSpec, *, progress: ProgressFn = silent
-    ) -> Template:
+    async def build_template(self, spec: SandboxSpec, *, progress: ProgressFn = silent) -> Template:
         """The bare template of the spec's shape and the one of its image."""
         plan = await self._planner.plan(spec, None, progress)
         await self._templates.bare(plan.wanted, progress)
@@ -260,4 +258,3 @@ async def _finished_output(
             yield line
     finally:
         output.close()
-

@@ -43,9 +43,7 @@ class Planner:
         self._images = ImageStore(layout)
         self._kernels: dict[Arch, Kernel] = {}
 
-    async def plan(
-        self, spec: SandboxSpec, command: Command | None, progress: ProgressFn
-    ) -> Plan:
+    async def plan(self, spec: SandboxSpec, command: Command | None, progress: ProgressFn) -> Plan:
         limit = host_memory_mib()
         if spec.memory_mib > limit:
             raise UsageError(
@@ -75,9 +73,7 @@ class Planner:
     ) -> Wanted:
         vmm = await choose(spec.vmm, arch, self._layout)
         kernel = await self.kernel(arch, progress)
-        shape = vmm.shape(
-            arch=arch, cpus=spec.cpus, memory_mib=spec.memory_mib, kernel=kernel.hash
-        )
+        shape = vmm.shape(arch=arch, cpus=spec.cpus, memory_mib=spec.memory_mib, kernel=kernel.hash)
         return Wanted(vmm, shape, kernel, image, spec.disk_bytes)
 
     async def kernel(self, arch: Arch, progress: ProgressFn) -> Kernel:

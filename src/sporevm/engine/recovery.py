@@ -6,6 +6,7 @@ All of it is found from disk: records were written before the resources they spe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from sporevm.engine.box import MAIN, Box, Main
 from sporevm.engine.keeper import Keeper
 from sporevm.engine.output import OutputLog
 from sporevm.engine.states import transition
-from sporevm.errors import GuestError, SporeError, VmmError
+from sporevm.errors import GuestError, NotFound, SporeError, VmmError
 from sporevm.spec import State, parse_arch
 from sporevm.store.layout import Layout
 from sporevm.store.records import Records, SandboxRecord
@@ -112,9 +113,8 @@ async def _give_up(
 async def _end_processes(directory: str) -> None:
     """End VMMs that were started for this directory, which holds an id no other program has."""
     for identity in holding_argument(directory):
-        child = adopt(identity)
-        if child is not None:
-            await child.terminate(grace=0)
+        with contextlib.suppress(NotFound):  # it ended by itself
+            await adopt(identity).terminate(grace=0)
 
 
 def _shape(record: SandboxRecord) -> Shape:

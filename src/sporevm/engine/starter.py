@@ -146,6 +146,4 @@ def identity(record: SandboxRecord, env: dict[str, str]) -> Configure:
 
 def with_defaults(command: Command, record: SandboxRecord) -> Command:
     """Fill what a command leaves open with its sandbox's defaults."""
-    return replace(
-        command, cwd=command.cwd or record.workdir, user=command.user or record.user
-    )
+    return replace(command, cwd=command.cwd or record.workdir, user=command.user or record.user)

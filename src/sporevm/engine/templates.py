@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from sporevm import __version__
+from sporevm._version import __version__
 from sporevm._sys.fs import real_size, remove_tree, sparse_copy, writing
 from sporevm._sys.boot import boot_id
 from sporevm.agent import Agent, Configure, Mount
@@ -104,7 +104,10 @@ class Wanted:
 def _part(path: Path) -> Part:
     stat = path.stat()
     return Part(
-        sha256=sparse_sha256(path), size=stat.st_size, inode=stat.st_ino, mtime_ns=stat.st_mtime_ns,
+        sha256=sparse_sha256(path),
+        size=stat.st_size,
+        inode=stat.st_ino,
+        mtime_ns=stat.st_mtime_ns,
         boot_id=boot_id(),
     )
 
@@ -271,7 +274,9 @@ class Templates:
             agent = await Agent.connect(machine.channel, timeout=CONFIGURE_DEADLINE)
             stack.push_async_callback(agent.aclose)
             mounts = root_mounts(wanted.image)
-            await until_dead(machine, agent.configure(mounts), CONFIGURE_DEADLINE, "mount the image")
+            await until_dead(
+                machine, agent.configure(mounts), CONFIGURE_DEADLINE, "mount the image"
+            )
             await until_dead(machine, _warm(agent), CONFIGURE_DEADLINE, "warm up")
             await self._save(machine, agent, files)
             return await self._install(

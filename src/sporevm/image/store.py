@@ -70,7 +70,7 @@ class ImageStore:
     def get(self, image_id: str) -> Image:
         """The image with that full id; NotFound."""
         if _ID.fullmatch(image_id) is None or not self._layout.image(image_id).manifest.is_file():
-            raise NotFound(f"there is no image {image_id[:12]}", hint="see: spore images")
+            raise NotFound(f"there is no image {image_id[:12]}", hint="see: spore image ls")
         return self._load(image_id, self._names())
 
     def find(self, name: str) -> Image | None:
@@ -94,7 +94,7 @@ class ImageStore:
             return self.get(found[0])
         if found:
             raise UsageError(f"{len(found)} images have an id that starts with {text}")
-        raise NotFound(f"there is no image {ref!r}", hint="see: spore images")
+        raise NotFound(f"there is no image {ref!r}", hint="see: spore image ls")
 
     def tag(self, ref: str, name: str) -> Image:
         """Give an image one more name; a name that was another image's moves."""
@@ -130,7 +130,7 @@ class ImageStore:
             raise ArtifactError(
                 f"image {image.id[:12]} is damaged: {image.disk} should have sha256 "
                 f"{image.sha256}, it has {found}",
-                hint=f"remove it and import or pull it again: spore rmi {image.id[:12]}",
+                hint=f"remove it and import or pull it again: spore image rm {image.id[:12]}",
             )
 
     async def import_tar(

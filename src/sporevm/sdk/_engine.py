@@ -124,7 +124,7 @@ def _lock(fd: int, too_long: str) -> None:
     except BlockingIOError:
         pass
     if not _in_thread(lambda: fcntl.flock(fd, fcntl.LOCK_EX), START_SECONDS):
-        raise EngineError(too_long, hint="see its log, or end it: spore engine stop")
+        raise EngineError(too_long, hint="see its log, or end it: spore daemon stop")
 
 
 def _in_thread(work: Callable[[], object], seconds: float) -> bool:

@@ -153,5 +153,3 @@ class Records:
         if len(rows) > 1:
             raise Conflict(f"{ref!r} is the start of {len(rows)} ids", hint="give more characters")
         return _decode(rows[0][0])
-
-

@@ -7,7 +7,6 @@
  *
  * Built as a shared object against glibc: memro-x86_64.so. Without it QEMU keeps our uid, and says so.
  */
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -45,6 +44,9 @@ int open64(const char *path, int flags, ...)
     va_end(rest);
     return open_memro(path, flags | O_LARGEFILE, mode);
 }
+
+int __open_2(const char *path, int flags);
+int __open64_2(const char *path, int flags);
 
 /* What a call without a mode becomes in a program built with _FORTIFY_SOURCE, as QEMU is. */
 int __open_2(const char *path, int flags)
