@@ -74,7 +74,7 @@ def set_up_home() -> Path:
 
 @pytest.fixture(scope="session")
 def artifacts() -> Layout:
-    """The home that `make test` has set up: its kernel and default image are copied, never changed."""
+    """The home that `make test` has set up: its kernel and image are copied, never changed."""
     layout = Layout(set_up_home())
     assert any(layout.kernels.glob("*/manifest.json")), "no kernel: run make test, or spore setup"
     assert any(layout.images.glob("*/manifest.json")), "no image: run make test, or spore setup"

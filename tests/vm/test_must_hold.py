@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,8 +107,7 @@ def test_vmm_killed(spore: Run, home: Layout) -> None:
     )
     try:
         info = listed(spore)[0]
-        assert eventually(lambda: "sleep" in spore("exec", "dies", "--", "ps", "ax").stdout or True)
-        time.sleep(0.5)
+        assert eventually(lambda: spore("exec", "dies", "--", "pgrep", "-c", "sleep").stdout == "2\n")
         os.kill(int(str(info["pid"])), signal.SIGKILL)
         _, error = running.communicate(timeout=30)
         assert running.returncode == 125
@@ -172,19 +171,15 @@ def test_full_disk(small_disk: Path, artifacts: Layout) -> None:
     Sandbox.create("base", home=layout.home).kill()  # its templates are there now
     assert eventually(lambda: len(list(layout.templates.glob("*/manifest.json"))) == 2, 60)
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"x" * 65536)
-                file.flush()
-        except OSError:
-            pass
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 65536)
     before = sorted(p for p in layout.home.rglob("*") if not p.name.startswith("spore"))
     with pytest.raises(StorageError) as error:
         Sandbox.create("base", home=layout.home)
     assert "space" in str(error.value)
     assert not list(layout.sandboxes.iterdir())
-    assert not {p for p in processes_naming(str(layout.sandboxes))}
+    assert not processes_naming(str(layout.sandboxes))
     assert sorted(p for p in layout.home.rglob("*") if not p.name.startswith("spore")) == before
     filler.unlink()
     with Sandbox.create("base", home=layout.home) as box:

@@ -180,10 +180,10 @@ def test_disk_is_what_was_asked(spore: Run) -> None:
         "--",
         "sh",
         "-c",
-        "df -k / | tail -1; dd if=/dev/zero of=/f bs=1M count=100 2>&1 | tail -1",
+        "df -k / | tail -1; dd if=/dev/zero of=/f bs=1M count=100 2>&1 | head -1",
     )
     assert int(done.stdout.split()[1]) < 65_536
-    assert "No space left" in done.stdout or "records" in done.stdout
+    assert "No space left" in done.stdout
 
 
 def test_no_network_card(spore: Run) -> None:
@@ -231,10 +231,10 @@ def test_wall_clock_and_randomness_differ(spore: Run) -> None:
             "--",
             "sh",
             "-c",
-            "date +%s; head -c16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/boot_id /etc/machine-id",
+            "date +%s; head -c16 /dev/urandom | od -An -tx1; cat /etc/machine-id",
         ).stdout.split("\n")
         for _ in range(2)
     )
     assert abs(int(one[0]) - time.time()) < 120
     assert one[1] != two[1]
-    assert one[3] != two[3]
+    assert one[2] != two[2]
