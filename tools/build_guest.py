@@ -74,7 +74,11 @@ class Target:
         return sorted(str(p.relative_to(GUEST)) for p in (GUEST / self.directory).glob("*.c"))
 
 
-TARGETS = (Target("agent", "agent"), Target("launch", "launch"), Target("memro", "memro", preload=True))
+TARGETS = (
+    Target("agent", "agent"),
+    Target("launch", "launch"),
+    Target("memro", "memro", preload=True),
+)
 
 
 def say(text: str) -> None:

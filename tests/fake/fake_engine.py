@@ -4,8 +4,6 @@ processes of this machine, and everything else behaves like the real one.
 Run as a program it is a daemon like `sporevm.api.daemon`, with this engine inside.
 """
 
-# ruff: noqa: ASYNC109 -- the names are the real engine's
-
 from __future__ import annotations
 
 import asyncio

@@ -102,7 +102,8 @@ def test_aarch64_and_kvm():
 def test_kernel_command_line():
     line = argv.kernel_command_line(Arch.X86_64, tsc_khz=2596135)
     assert line == (
-        "console=ttyS0 quiet panic=-1 reboot=t spore.channel=serial tsc_early_khz=2596135"
+        "console=ttyS0 quiet panic=-1 reboot=t spore.channel=serial "
+        "tsc_early_khz=2596135 tsc=reliable"
     )
     assert "tsc" not in argv.kernel_command_line(Arch.X86_64)
     assert "tsc" not in argv.kernel_command_line(Arch.AARCH64, tsc_khz=1)

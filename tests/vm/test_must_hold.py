@@ -99,15 +99,17 @@ def test_engine_killed_during_an_exec(spore: Run, home: Layout) -> None:
 def test_vmm_killed(spore: Run, home: Layout) -> None:
     spore("run", "-d", "--name", "dies", "--", "sleep", "1000")
     running = subprocess.Popen(
-        [SPORE, "exec", "dies", "--", "sleep", "1000"],
+        [SPORE, "exec", "dies", "--", "sh", "-c", "echo up; sleep 1000"],
         env=os.environ | {"SPORE_HOME": str(home.home)},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         info = listed(spore)[0]
-        assert eventually(lambda: spore("exec", "dies", "--", "pgrep", "-c", "sleep").stdout == "2\n")
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
         os.kill(int(str(info["pid"])), signal.SIGKILL)
         _, error = running.communicate(timeout=30)
         assert running.returncode == 125
@@ -120,6 +122,8 @@ def test_vmm_killed(spore: Run, home: Layout) -> None:
         assert done.returncode == 1
         assert "failed" in done.stderr
     finally:
+        running.kill()
+        running.communicate()
         spore("rm", "-f", "dies")
 
 
@@ -141,12 +145,11 @@ for number in range(3, 64):
 def test_garbage_from_a_hostile_guest(spore: Run, home: Layout) -> None:
     engine = engine_pid(spore) if listed(spore) == [] else 0
     with Sandbox.create("base", home=home.home) as other:
-        evil = Sandbox.create("base", home=home.home)
-        with pytest.raises(SporeError):
-            evil.commands.run(["python3", "-c", _GARBAGE + "\nimport time; time.sleep(60)"])
-        assert eventually(lambda: evil.info().state == "failed")
-        assert "protocol" in evil.info().error
-        evil.kill()
+        with Sandbox.create("base", home=home.home) as evil:
+            with pytest.raises(SporeError):
+                evil.commands.run(["python3", "-c", _GARBAGE + "\nimport time; time.sleep(60)"])
+            assert eventually(lambda: evil.info().state == "failed")
+            assert "protocol" in evil.info().error
         assert other.commands.run("echo unharmed").stdout == "unharmed\n"
     assert engine_pid(spore) == engine
 
@@ -221,7 +224,7 @@ def test_as_an_ordinary_user(artifacts: Layout) -> None:
         subprocess.run(
             [*user, python, "-c", script, "daemon", "stop"], env=env, cwd=path, check=True
         )
-        assert not processes_naming(str(path / "h"))
+        assert eventually(lambda: not processes_naming(str(path / "h")))
     finally:
         end_engine(path / "h")
         shutil.rmtree(path)

@@ -293,7 +293,7 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: Argument | None = None,
     input: bytes | None = None,
-    timeout: float | None = None,  # noqa: ASYNC109 (it ends the program, not only the wait)
+    timeout: float | None = None,
     check: bool = True,
     stdin: int | None = None,
     stdout: int | None = None,

@@ -1,7 +1,5 @@
 """The client of the guest agent."""
 
-# ruff: noqa: ASYNC109 -- callers may set how long a silent guest is waited for
-
 from __future__ import annotations
 
 from typing import Final

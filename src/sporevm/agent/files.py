@@ -1,7 +1,5 @@
 """The guest's files: the part of `Agent` about them."""
 
-# ruff: noqa: ASYNC109 -- callers may set how long a silent guest is waited for
-
 from __future__ import annotations
 
 import posixpath

@@ -1,7 +1,5 @@
 """Reaching the agent, and asking it one thing at a time: the base of `Agent`."""
 
-# ruff: noqa: ASYNC109 -- callers may set how long a silent guest is waited for
-
 from __future__ import annotations
 
 import asyncio

@@ -89,7 +89,7 @@ class EngineAdapter:
     async def agent(self, ref: str) -> Agent:
         return await self._engine.agent(ref)
 
-    async def stop(self, ref: str, timeout: float) -> SandboxRecord:  # noqa: ASYNC109
+    async def stop(self, ref: str, timeout: float) -> SandboxRecord:
         return await self._engine.stop(ref, timeout)
 
     async def kill(self, ref: str, signal: int | None = None) -> SandboxRecord:
@@ -113,24 +113,24 @@ class StockAdapter(EngineAdapter):
     """The same, with templates and images."""
 
     async def templates(self) -> list[TemplateView]:
-        return [_template(template, size) for template, size in self._engine.templates()]
+        return [_template(template, size) for template, size in self._engine.stock.templates()]
 
     async def build_template(self, spec: SandboxSpec, progress: ProgressFn) -> TemplateView:
-        made = await self._engine.build_template(spec, progress=progress)
-        sizes = {t.manifest.key: size for t, size in self._engine.templates()}
+        made = await self._engine.stock.build_template(spec, progress=progress)
+        sizes = {t.manifest.key: size for t, size in self._engine.stock.templates()}
         return _template(made, sizes.get(made.manifest.key, 0))
 
     async def remove_template(self, key: str) -> None:
-        self._engine.remove_template(key)
+        self._engine.stock.remove_template(key)
 
     async def images(self) -> list[ImageView]:
-        return [_image(image) for image in self._engine.images.list()]
+        return [_image(image) for image in self._engine.stock.images()]
 
     async def image(self, ref: str) -> ImageView:
-        return _image(self._engine.image(ref))
+        return _image(self._engine.stock.image(ref))
 
     async def remove_image(self, ref: str) -> None:
-        self._engine.remove_image(ref)
+        self._engine.stock.remove_image(ref)
 
 
 def _template(template: Template, size: int) -> TemplateView:

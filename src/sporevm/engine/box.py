@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from sporevm.agent import Agent, Exit, Process
 from sporevm.engine.output import LogLine, OutputLog
-from sporevm.errors import AgentError, SporeError, StorageError
+from sporevm.errors import AgentError, ProtocolViolation, SporeError, StorageError
 from sporevm.store.layout import SandboxFiles
 from sporevm.store.records import SandboxRecord
 from sporevm.vmm.base import Machine
@@ -103,6 +103,8 @@ async def first_end(box: Box) -> End:
                 return End()
             return End(error=_as_spore_error(box.machine.failure("run")))
         reason = silence.result() if silence.done() else None
+        if isinstance(reason, ProtocolViolation):
+            reason = ProtocolViolation(f"the guest broke the protocol: {reason.message}")
         return End(error=_as_spore_error(reason or AgentError("the guest closed its channel")))
     finally:
         for task in (death, silence):

@@ -85,7 +85,7 @@ class Keeper:
             self._listeners.discard(queue)
 
     async def _soften(self, box: Box, timeout: float) -> None:
-        """Ask the guest to end its processes and power off; whatever goes wrong, the VM is killed."""
+        """Ask the guest to end and power off; whatever goes wrong, the VM is killed next."""
         try:
             async with asyncio.timeout(timeout + _POWER_OFF):
                 await box.agent.shutdown(timeout=timeout)

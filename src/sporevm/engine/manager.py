@@ -18,18 +18,15 @@ from sporevm.engine.planner import Plan, Planner
 from sporevm.engine.recovery import recover
 from sporevm.engine.starter import Starter, with_defaults
 from sporevm.engine.states import require
-from sporevm.engine.templates import ProgressFn, Template, Templates, workspace
+from sporevm.engine.stock import Stock
+from sporevm.engine.templates import ProgressFn, Templates, workspace
 from sporevm.errors import Conflict, SporeError, StateError
-from sporevm.image.store import Image, ImageStore
+from sporevm.image.progress import silent
 from sporevm.spec import Command, SandboxSpec, State, new_sandbox_id
 from sporevm.store.layout import Layout
 from sporevm.store.records import Records, SandboxRecord
 
 log = logging.getLogger(__name__)
-
-
-def silent(_step: str, _done: float, _total: float) -> None:
-    """Progress nobody watches."""
 
 
 class Engine:
@@ -38,7 +35,6 @@ class Engine:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.started = time.time()
-        self.images = ImageStore(layout)
         layout.check()
         for path in (layout.home, layout.sandboxes):
             # The VMM's own user has to get through to its directory, and sees nothing on the way.
@@ -51,10 +47,11 @@ class Engine:
         self._templates = Templates(layout)
         self._planner = Planner(layout)
         self._starter = Starter(layout, self._records, self._templates)
+        self.stock = Stock(layout, self._records, self._templates, self._planner)
         self._keeper = Keeper(layout, self._records)
 
     async def start(self) -> None:
-        """Take charge of the sandboxes an earlier engine left, and free what is left of dead ones."""
+        """Take charge of what an earlier engine left: adopt the living, free the dead."""
         await recover(self.layout, self._records, self._keeper)
 
     async def close(self) -> None:
@@ -162,38 +159,6 @@ class Engine:
 
     def events(self) -> AsyncIterator[dict[str, object]]:
         return self._keeper.events()
-
-    # -- templates and images -------------------------------------------------------------------
-
-    def templates(self) -> list[tuple[Template, int]]:
-        """Each template with the bytes it really takes on disk."""
-        return [(template, self._templates.size(template)) for template in self._templates.all()]
-
-    async def build_template(self, spec: SandboxSpec, *, progress: ProgressFn = silent) -> Template:
-        """The bare template of the spec's shape and the one of its image."""
-        plan = await self._planner.plan(spec, None, progress)
-        await self._templates.bare(plan.wanted, progress)
-        return await self._templates.with_image(plan.wanted, progress)
-
-    def remove_template(self, key: str) -> None:
-        """Templates are caches: a sandbox that runs keeps its memory mapped."""
-        self._templates.remove(key)
-
-    def image(self, ref: str) -> Image:
-        return self.images.resolve(ref)
-
-    def remove_image(self, ref: str) -> None:
-        image = self.images.resolve(ref)
-        users = [r.name for r in self._records.all() if r.image_id == image.id]
-        if users:
-            raise Conflict(
-                f"image {ref!r} is in use by {', '.join(users[:5])}",
-                hint=f"remove them first: spore rm -f {' '.join(users[:5])}",
-            )
-        self.images.remove(ref)
-        for template in self._templates.all():
-            if template.manifest.image == image.id:
-                self._templates.remove(template.manifest.key)
 
     # -- inside ---------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 The file is the truth about what has been received: after the engine was killed, the counts of bytes
 in it are what ATTACH names as seen, so no byte is lost and none is written twice.
 
-Format: records of `f64 UNIX time, u8 channel, 3 zero bytes, u32 length`, then the bytes. A record cut
-short by a crash at the end of the file is dropped when the file is opened again.
+Format: records of `f64 UNIX time, u8 channel, 3 zero bytes, u32 length`, then the bytes. A record
+cut short by a crash at the end of the file is dropped when the file is opened again.
 """
 
 from __future__ import annotations

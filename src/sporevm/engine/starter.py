@@ -1,4 +1,4 @@
-"""The steps from a plan to a running sandbox. Each acquisition undoes itself if a later one fails."""
+"""From a plan to a running sandbox: each acquisition undoes itself if a later one fails."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ Two levels, both caches that can be deleted at any time:
 * a *bare* template, one for each shape: booted once, saved when the agent is ready and no image has
   been attached. Any image can be started from it without a cold boot.
 * an *image* template, one for each shape, image and disk size: derived from the bare one by
-  attaching the image, mounting its root and running a shell once, then saving again. A start from it
-  skips the mount and finds the image's common files in the guest's page cache.
+  attaching the image, mounting its root and running a shell once, then saving again. A start from
+  it skips the mount and finds the image's common files in the guest's page cache.
 
 A new image starts from the bare template at once; its image template is made behind it.
 """
@@ -24,13 +24,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from sporevm._version import __version__
-from sporevm._sys.fs import real_size, remove_tree, sparse_copy, writing
 from sporevm._sys.boot import boot_id
+from sporevm._sys.fs import real_size, remove_tree, sparse_copy, writing
+from sporevm._version import __version__
 from sporevm.agent import Agent, Configure, Mount
 from sporevm.engine.spawn import until_dead
 from sporevm.errors import ArtifactError, GuestError, NotFound
 from sporevm.image.kernel import Kernel
+from sporevm.image.progress import Progress
 from sporevm.image.scratch import ensure_blank
 from sporevm.image.store import Image
 from sporevm.spec import DRIVE_IMAGE, DRIVE_SCRATCH, Command, TemplateKey
@@ -40,7 +41,7 @@ from sporevm.vmm.base import Boot, Drive, Machine, Restore, Shape, Vmm
 
 log = logging.getLogger(__name__)
 
-ProgressFn = Callable[[str, float, float], None]
+ProgressFn = Progress
 
 BOOT_DEADLINE = 120.0
 CONFIGURE_DEADLINE = 60.0
@@ -48,6 +49,11 @@ CONFIGURE_DEADLINE = 60.0
 #: Run once in an image template so that a sandbox's first process finds these pages in memory.
 #: Each may be missing or fail: an image need not have them.
 _WARM_UPS = (("/bin/true",), ("/bin/sh", "-c", ":"), ("python3", "-c", "pass"))
+
+
+_CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+_EARLY_CLOCKS = (b"tsc-early", b"refined-jiffies", b"jiffies")
+_CLOCK_TRIES = 50
 
 
 class Part(Struct, kw_only=True, frozen=True):
@@ -132,10 +138,7 @@ class Templates:
     async def obtain(self, wanted: Wanted, progress: ProgressFn) -> Template:
         """The best template there is, at once; a bare one is built if there is none at all."""
         found = await self._usable(wanted.image_key)
-        if found is not None:
-            return found
-        bare = await self.bare(wanted, progress)
-        return bare
+        return found or await self.bare(wanted, progress)
 
     async def bare(self, wanted: Wanted, progress: ProgressFn) -> Template:
         key = wanted.bare_key
@@ -219,7 +222,7 @@ class Templates:
         try:
             template = Template(files, _read(files))
             for name, part in template.manifest.parts.items():
-                await _verify(files.root / name, part)
+                await asyncio.to_thread(_verify, files.root / name, part)
         except ArtifactError as error:
             # A template is a cache: a damaged one is never used, and made again.
             log.warning("%s; building it again", error)
@@ -278,6 +281,7 @@ class Templates:
                 machine, agent.configure(mounts), CONFIGURE_DEADLINE, "mount the image"
             )
             await until_dead(machine, _warm(agent), CONFIGURE_DEADLINE, "warm up")
+            await until_dead(machine, _clock_settled(agent), CONFIGURE_DEADLINE, "settle its clock")
             await self._save(machine, agent, files)
             return await self._install(
                 wanted, key, files, image=wanted.image.id, disk_bytes=wanted.disk_bytes
@@ -351,6 +355,20 @@ async def _warm(agent: Agent) -> None:
     await agent.sync_fs()
 
 
+async def _clock_settled(agent: Agent) -> None:
+    """Wait until the kernel has taken its final clock, about a second after boot.
+
+    Saved earlier, every clone would do that work again, and tick at full rate until it is done.
+    The guest has no event to wait for; this happens once for a template.
+    """
+    for _ in range(_CLOCK_TRIES):
+        reader = await agent.read_file(_CLOCK)
+        name = b"".join([piece async for piece in reader]).strip()
+        if name not in _EARLY_CLOCKS:
+            return
+        await asyncio.sleep(0.1)
+
+
 def _read(files: TemplateFiles) -> Manifest:
     try:
         return msgspec.json.decode(files.manifest.read_bytes(), type=Manifest)
@@ -358,7 +376,7 @@ def _read(files: TemplateFiles) -> Manifest:
         raise ArtifactError(f"template manifest {files.manifest} can't be read: {error}") from error
 
 
-async def _verify(path: Path, part: Part) -> None:
+def _verify(path: Path, part: Part) -> None:
     """A file that looks untouched since its checksum was taken is trusted; else it is read."""
     try:
         stat = path.stat()
@@ -368,5 +386,5 @@ async def _verify(path: Path, part: Part) -> None:
         raise ArtifactError(f"template file {path} has {stat.st_size} bytes, expected {part.size}")
     if (stat.st_ino, stat.st_mtime_ns, boot_id()) == (part.inode, part.mtime_ns, part.boot_id):
         return
-    if await asyncio.to_thread(sparse_sha256, path) != part.sha256:
+    if sparse_sha256(path) != part.sha256:
         raise ArtifactError(f"template file {path} does not match its checksum")

@@ -132,7 +132,8 @@ def _clean_hook() -> str:
     """What mmdebstrap runs last; `$1` is the tree."""
     names = " ".join(f'"$1"/{name}' for name in _REMOVED)
     return (
-        f'rm -f {names}; cd "$1"/var; find log cache/apt lib/apt/lists -type f -delete; '
+        f"rm -f {names}; "
+        'find "$1"/var/log "$1"/var/cache/apt "$1"/var/lib/apt/lists -type f -delete; '
         'rm -rf "$1"/tmp/* "$1"/run/*; : >"$1"/etc/machine-id; '
         'echo spore >"$1"/etc/hostname; : >"$1"/etc/resolv.conf'
     )

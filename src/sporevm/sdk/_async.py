@@ -1,7 +1,5 @@
 """`AsyncSandbox`: the SDK. The synchronous `Sandbox` is generated from this file."""
 
-# ruff: noqa: ASYNC109 -- `timeout` is the sandbox's own life time
-
 from __future__ import annotations
 
 import builtins

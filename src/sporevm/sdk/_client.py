@@ -118,7 +118,7 @@ class Client:
         """Return when it is not running any more."""
         return await self._link.call("POST", target("sandboxes", ref, "wait"), SandboxView)
 
-    async def stop(self, ref: str, timeout: float = 10.0) -> SandboxView:  # noqa: ASYNC109
+    async def stop(self, ref: str, timeout: float = 10.0) -> SandboxView:
         """Ask it to end; after `timeout` seconds end it."""
         body = StopBody(timeout=timeout)
         return await self._link.call("POST", target("sandboxes", ref, "stop"), SandboxView, body)

@@ -1,7 +1,5 @@
 """Commands in a sandbox."""
 
-# ruff: noqa: ASYNC109 -- `timeout` is a limit the guest enforces
-
 from __future__ import annotations
 
 import asyncio

@@ -28,8 +28,8 @@ from sporevm.vmm.base import Boot, Capabilities, Drive, Restore, Shape
 from sporevm.vmm.qemu import argv, probe
 from sporevm.vmm.qemu.machine import Home, QemuMachine
 
-#: Raised whenever the devices change: a state saved with other ones can't be loaded.
-LAYOUT = "1"
+#: Raised whenever devices or kernel options change: a state saved with others is of another VM.
+LAYOUT = "2"
 
 _F_SETPIPE_SZ = 1031
 _PIPE_MAX = 1 << 20
