@@ -18,13 +18,15 @@ run: setup ## set up, then run a command in a microVM
 
 test: setup ## set up, then run every test, real microVMs included
 	@.venv/bin/spore setup kernel
+	@.venv/bin/spore setup kernel --arch aarch64
 	@.venv/bin/spore setup rootfs
 	@$(PY) -m pytest $(ARGS)
 
 check: setup ## the fast ones: style, types, layers, unit tests
 	@$(PY) -m pytest tests/style tests/unit $(ARGS)
 
-bench: setup ## measure against the bare floor, in one run; prints a table, writes bench/results/
+bench: ## measure against the bare floor, in one run; prints a table, writes bench/results/
+	@tools/setup.sh bench
 	@.venv/bin/spore setup
 	@$(PY) -m bench.bench $(ARGS)
 

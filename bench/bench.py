@@ -76,7 +76,7 @@ def template_build() -> float:
         subprocess.run([SPORE, "ls"], env=env, check=True, stdout=subprocess.DEVNULL)
         start = time.perf_counter()
         subprocess.run(
-            [SPORE, "template", "build", "--bare", "-q"],
+            [SPORE, "template", "build", "-q"],
             env=env,
             check=True,
             stdout=subprocess.DEVNULL,

@@ -16,6 +16,11 @@ needs=(
 )
 [ "$(uname -m)" = x86_64 ] || needs=("${needs[@]/qemu-system-x86_64:qemu-system-x86/}")
 
+# The benchmark's bare floor needs two more.
+if [ "${1:-}" = bench ]; then
+  needs+=(/bin/busybox:busybox-static cpio:cpio)
+fi
+
 say() { printf 'setup: %s\n' "$*"; }
 
 export PATH="$PATH:/usr/sbin:/sbin"

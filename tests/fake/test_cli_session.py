@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from sporevm.cli.session import STDIN_WINDOW
-from tests.fake.cli_peer import BINARY, PING, PONG, Peer, begin, playing, spore
+from tests.fake.cli_peer import BINARY, PING, PONG, Gone, Peer, begin, playing, spore
 
 
 @pytest.fixture
@@ -260,6 +260,28 @@ def test_closed_input_is_an_end(home: Path) -> None:
             home, ["exec", "-i", "box", "cat"], stdin=None, preexec_fn=lambda: os.close(0)
         )
         assert client.wait(20) == 0
+
+
+@pytest.mark.parametrize("closed", [0, 1])
+def test_a_closed_stream_is_not_the_connection(home: Path, closed: int) -> None:
+    """A new descriptor gets the lowest free number, and that would be the closed stream's."""
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.started()
+        peer.settle()
+        standing_in = Path(f"/proc/{client.pid}/fd/{closed}").readlink()
+        if closed:
+            peer.out(b"lost", closed)
+            with pytest.raises((Gone, ConnectionError)):  # and the output does not come back
+                peer.receive()
+        else:
+            peer.exited()
+        assert standing_in == Path(os.devnull)
+
+    with playing(home, script):
+        client = begin(home, ["exec", "box", "x"], preexec_fn=lambda: os.close(closed))
+        client.wait(20)
 
 
 def test_input_waits_for_room_and_signals_do_not(home: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from sporevm import Sandbox
 from sporevm.store.layout import Layout
-from tests.conftest import processes_naming
+from tests.conftest import eventually, processes_naming
 
 SPORE = str(Path(sys.executable).with_name("spore"))
 
@@ -50,10 +50,18 @@ def box(home: Layout) -> Iterator[Sandbox]:
 def no_vm_left(home: Layout) -> Iterator[None]:
     """After each test: no VMM, no sandbox directory, no record that was not there before."""
     yield
-    vmms = {p: line for p, line in processes_naming(str(home.sandboxes)).items() if "qemu" in line}
-    assert not vmms
-    left = list(home.sandboxes.iterdir()) if home.sandboxes.exists() else []
-    assert not left
+    # A foreground run answers as soon as its command has ended; its VM is freed right behind that.
+    assert eventually(lambda: not vmms(home)), vmms(home)
+    assert eventually(lambda: not directories(home)), directories(home)
+
+
+def vmms(home: Layout) -> dict[int, str]:
+    found = processes_naming(str(home.sandboxes))
+    return {pid: line for pid, line in found.items() if "qemu" in line}
+
+
+def directories(home: Layout) -> list[Path]:
+    return list(home.sandboxes.iterdir()) if home.sandboxes.exists() else []
 
 
 def listed(spore: Run) -> list[dict[str, object]]:

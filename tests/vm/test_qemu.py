@@ -131,7 +131,7 @@ def lab_of() -> AsyncIterator[Callable[[Arch], Lab]]:
     def get(arch: Arch) -> Lab:
         if arch not in labs:
             place = root / arch.value
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             labs[arch] = asyncio.run(build(arch, place, confiner))
         return labs[arch]
 

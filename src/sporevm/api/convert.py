@@ -7,7 +7,7 @@ import msgspec
 from sporevm.api.models import CommandBody, CreateBody, FileInfo, SandboxView, TemplateBody
 from sporevm.api.port import StatPort
 from sporevm.errors import UsageError
-from sporevm.spec import DEFAULT_IMAGE, Command, SandboxSpec, parse_arch
+from sporevm.spec import Command, SandboxSpec, parse_arch
 
 
 def sandbox_view(record: object) -> SandboxView:
@@ -76,7 +76,7 @@ def spec(body: CreateBody) -> SandboxSpec:
 
 def template_spec(body: TemplateBody) -> SandboxSpec:
     return SandboxSpec(
-        image=body.image or DEFAULT_IMAGE,
+        image=body.image,
         arch=parse_arch(body.arch) if body.arch else None,
         vmm=body.vmm,
         cpus=body.cpus,

@@ -34,11 +34,13 @@ def _run(args: Namespace, ctx: Context) -> int:
         return [await _find(client, ref) for ref in args.refs]
 
     found = call(ctx, everything)
+    missing = [error for error in found if isinstance(error, NotFound)]
+    if ctx.json and len(missing) == len(found):
+        raise missing[0]
     print_json([view for view in found if not isinstance(view, NotFound)])
     status = 0
-    for error in found:
-        if isinstance(error, NotFound):
-            status = report(error, as_json=False)
+    for error in missing:
+        status = report(error, as_json=False)
     return status
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from sporevm.engine.templates import ProgressFn, Wanted
+from sporevm.engine.templates import Bare, ProgressFn, Wanted
 from sporevm.errors import ArtifactError, UsageError
 from sporevm.image.base import base_name, ensure_base
 from sporevm.image.kernel import Kernel, ensure_kernel
@@ -71,10 +71,15 @@ class Planner:
     async def wanted(
         self, spec: SandboxSpec, arch: Arch, image: Image, progress: ProgressFn
     ) -> Wanted:
+        bare = await self.shape(replace(spec, arch=arch), progress)
+        return Wanted(bare.vmm, bare.shape, bare.kernel, image, spec.disk_bytes)
+
+    async def shape(self, spec: SandboxSpec, progress: ProgressFn) -> Bare:
+        arch = spec.arch or host_arch()
         vmm = await choose(spec.vmm, arch, self._layout)
         kernel = await self.kernel(arch, progress)
         shape = vmm.shape(arch=arch, cpus=spec.cpus, memory_mib=spec.memory_mib, kernel=kernel.hash)
-        return Wanted(vmm, shape, kernel, image, spec.disk_bytes)
+        return Bare(vmm, shape, kernel)
 
     async def kernel(self, arch: Arch, progress: ProgressFn) -> Kernel:
         if arch not in self._kernels or not self._kernels[arch].initrd.exists():

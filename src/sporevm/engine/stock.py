@@ -26,7 +26,10 @@ class Stock:
         return [(template, self._templates.size(template)) for template in self._templates.all()]
 
     async def build_template(self, spec: SandboxSpec, *, progress: ProgressFn = silent) -> Template:
-        """The bare template of the spec's shape, and the one of its image."""
+        """The bare template of the spec's shape; with an image named, that one's too."""
+        if not spec.image:
+            shape = await self._planner.shape(spec, progress)
+            return await self._templates.bare(shape, progress)
         plan = await self._planner.plan(spec, None, progress)
         return await self._templates.with_image(plan.wanted, progress)
 

@@ -89,18 +89,24 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a sandbox is to be started from."""
+class Bare:
+    """What a bare template is made from."""
 
     vmm: Vmm
     shape: Shape
     kernel: Kernel
-    image: Image
-    disk_bytes: int
 
     @property
     def bare_key(self) -> TemplateKey:
         return self.shape.key()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Bare):
+    """What a sandbox is to be started from."""
+
+    image: Image
+    disk_bytes: int
 
     @property
     def image_key(self) -> TemplateKey:
@@ -140,7 +146,7 @@ class Templates:
         found = await self._usable(wanted.image_key)
         return found or await self.bare(wanted, progress)
 
-    async def bare(self, wanted: Wanted, progress: ProgressFn) -> Template:
+    async def bare(self, wanted: Bare, progress: ProgressFn) -> Template:
         key = wanted.bare_key
         found = await self._usable(key)
         if found is not None:
@@ -231,7 +237,7 @@ class Templates:
         self._checked[key] = template
         return template
 
-    async def _boot(self, wanted: Wanted, key: TemplateKey) -> Template:
+    async def _boot(self, wanted: Bare, key: TemplateKey) -> Template:
         """Cold-boot a shape and save it as soon as its agent answers."""
         async with AsyncExitStack() as stack:
             files, run_dir = self._workspace(stack, key)
@@ -250,7 +256,7 @@ class Templates:
             stack.push_async_callback(agent.aclose)
             await until_dead(machine, agent.ready(), BOOT_DEADLINE, "boot")
             await self._save(machine, agent, files)
-            return await self._install(wanted, key, files, image="", disk_bytes=0)
+            return await self._install(wanted, key, files)
 
     async def _derive(self, wanted: Wanted, bare: Template, key: TemplateKey) -> Template:
         """Attach the image to a copy of the bare template, warm it, and save it again."""
@@ -283,9 +289,7 @@ class Templates:
             await until_dead(machine, _warm(agent), CONFIGURE_DEADLINE, "warm up")
             await until_dead(machine, _clock_settled(agent), CONFIGURE_DEADLINE, "settle its clock")
             await self._save(machine, agent, files)
-            return await self._install(
-                wanted, key, files, image=wanted.image.id, disk_bytes=wanted.disk_bytes
-            )
+            return await self._install(wanted, key, files, wanted.image, wanted.disk_bytes)
 
     def _workspace(self, stack: AsyncExitStack, key: str) -> tuple[TemplateFiles, Path]:
         """A directory for the new template's files and one for its VM, both gone on failure."""
@@ -305,7 +309,12 @@ class Templates:
         await machine.kill()
 
     async def _install(
-        self, wanted: Wanted, key: TemplateKey, files: TemplateFiles, *, image: str, disk_bytes: int
+        self,
+        made: Bare,
+        key: TemplateKey,
+        files: TemplateFiles,
+        image: Image | None = None,
+        disk_bytes: int = 0,
     ) -> Template:
         names = ["mem", "state", *(["scratch"] if image else [])]
         for name in names:
@@ -314,9 +323,9 @@ class Templates:
             key=key,
             version=__version__,
             created=time.time(),
-            shape=wanted.shape.as_dict(),
-            image=image,
-            image_name=wanted.image.name if image else "",
+            shape=made.shape.as_dict(),
+            image=image.id if image else "",
+            image_name=image.name if image else "",
             disk_bytes=disk_bytes,
             parts=await asyncio.to_thread(_parts, files.root, names),
         )

@@ -103,6 +103,11 @@ class Records:
         except sqlite3.IntegrityError as error:
             raise Conflict(str(error)) from error
         except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StorageError(
+                    f"can't write {self._path}: no space left on the disk",
+                    hint="free some space, for example: spore template ls, spore image ls",
+                ) from error
             raise StorageError(
                 f"cannot use the records in {self._path}: {error}",
                 hint="check that the disk is not full and the file is writable",
