@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import cast
 
@@ -16,27 +15,13 @@ OUTDATED = "engine_outdated"
 
 
 def connect(layout: Layout, progress: Progress) -> socket.socket:
-    """A connected socket, never one of the standard streams. Raises EngineError or SetupError."""
-    _occupy_standard_streams()
+    """A connected socket. Raises EngineError or SetupError."""
     layout.check()
     found = _engine.dial(layout)
     if found is not None:
         return found
     progress.step("starting the engine")
     return _engine.connect(layout)
-
-
-def _occupy_standard_streams() -> None:
-    """Keep the numbers of closed standard streams from being given to the connection.
-
-    As stdin its messages would be taken for input, as stdout it would get the output. What stands
-    in is open the wrong way round, so that reading and writing still fail as on a closed stream.
-    """
-    for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, mode)  # gets the lowest free number: those below are taken
 
 
 def error_from(message: object) -> SporeError:

@@ -19,6 +19,7 @@ BROKEN_PIPE = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script: returns the exit status. Raises only with `--debug`."""
+    _occupy_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     ctx = Context()
     try:
@@ -44,6 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint="run it again with --debug and report what it prints",
         )
         return _report(bug, ctx)
+
+
+def _occupy_standard_streams() -> None:
+    """Keep the numbers of closed standard streams from being given to a connection.
+
+    As stdin its messages would be taken for input, as stdout it would get the output. What stands
+    in is open the wrong way round, so that reading and writing still fail as on a closed stream.
+    """
+    for fd, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)  # gets the lowest free number: those below are taken
+    # Python has no object for a stream that was closed. What is printed goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def run(words: list[str], ctx: Context) -> int:

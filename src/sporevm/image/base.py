@@ -129,12 +129,16 @@ def _argv(codename: str, arch: Arch, mode: str, transport: tuple[str, ...]) -> l
 
 
 def _clean_hook() -> str:
-    """What mmdebstrap runs last; `$1` is the tree."""
+    """What mmdebstrap runs last; `$1` is the tree.
+
+    Its /tmp is not for us to empty: mmdebstrap's own apt.conf is in there. Without that file its
+    last steps, `apt-get update` with no sources and `apt-get clean`, would work on the host's apt.
+    """
     names = " ".join(f'"$1"/{name}' for name in _REMOVED)
     return (
         f"rm -f {names}; "
         'find "$1"/var/log "$1"/var/cache/apt "$1"/var/lib/apt/lists -type f -delete; '
-        'rm -rf "$1"/tmp/* "$1"/run/*; : >"$1"/etc/machine-id; '
+        ': >"$1"/etc/machine-id; '
         'echo spore >"$1"/etc/hostname; : >"$1"/etc/resolv.conf'
     )
 
