@@ -331,6 +331,7 @@ def main() -> None:
         rows.append(took)
     result = {
         "runs": options.runs,
+        "samples_ms": [milliseconds(row) for row in rows],
         "cold_boot_ms": milliseconds(boot),
         "F_ms": {
             "p50": milliseconds(statistics.median(rows)),

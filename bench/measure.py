@@ -91,13 +91,16 @@ def rss_bytes(pid: int) -> int:
 
 
 def private_bytes(pid: int, mapping: str = "") -> int:
-    """Private memory of a process, or only that of the mappings whose name holds `mapping`."""
+    """Memory of a process that no file stands behind, or only that of mappings named `mapping`.
+
+    "Anonymous" in smaps: pages of a template that were only read are the page cache's, and shared.
+    """
     total = 0
     inside = not mapping
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         first = line.split(" ", 1)[0]
         if "-" in first and not first.endswith(":"):
             inside = not mapping or mapping in line
-        elif inside and first in ("Private_Clean:", "Private_Dirty:"):
+        elif inside and first == "Anonymous:":
             total += int(line.split()[1]) * 1024
     return total

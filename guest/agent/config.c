@@ -84,15 +84,13 @@ static int set_hostname(const char *name)
         return errno;
     memcpy(text, name, len);
     text[len] = '\n';
-    int err = make_parents("/etc/hostname", NULL);
-    if (!err)
-        err = write_file("/etc/hostname", 0644, text, len + 1);
+    int err = identity_write(ID_HOSTNAME, text, len + 1);
     static const char fixed[] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
                                 "127.0.1.1\t";
     memmove(text + sizeof fixed - 1, text, len + 1);
     memcpy(text, fixed, sizeof fixed - 1);
     if (!err)
-        err = write_file("/etc/hosts", 0644, text, sizeof fixed + len);
+        err = identity_write(ID_HOSTS, text, sizeof fixed + len);
     return err;
 }
 
@@ -103,8 +101,7 @@ static int set_machine_id(const char *id)
         return EINVAL;
     memcpy(text, id, 32);
     text[32] = '\n';
-    int err = make_parents("/etc/machine-id", NULL);
-    return err ? err : write_file("/etc/machine-id", 0444, text, sizeof text);
+    return identity_write(ID_MACHINE, text, sizeof text);
 }
 
 static int put_file(const struct msg *file, const char **what)

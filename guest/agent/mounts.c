@@ -128,6 +128,8 @@ int mount_root(const struct msg *m, const char **what)
     *what = "switch of the root";
     err = switch_root();
     agent.root_mounted = !err;
+    if (!err)
+        identity_prepare();
     return err;
 }
 

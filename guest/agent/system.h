@@ -17,6 +17,10 @@ void console(const char *text);
 /* mounts.c. 0 or an errno; *what is the step that failed. */
 int mount_root(const struct msg *m, const char **what);
 int mount_volume(const struct msg *volume, const char **what);
+/* identity.c: the files that name this machine, in the root. */
+enum named { ID_HOSTNAME, ID_HOSTS, ID_MACHINE };
+void identity_prepare(void);
+int identity_write(enum named which, const void *text, size_t len); /* 0 or an errno */
 /* Put the image's root away again, as far as that is possible. */
 void unmount_root(void);
 

@@ -100,14 +100,15 @@ def test_aarch64_and_kvm():
 
 
 def test_kernel_command_line():
-    line = argv.kernel_command_line(Arch.X86_64, tsc_khz=2596135)
+    line = argv.kernel_command_line(Arch.X86_64, emulated=True, tsc_khz=2596135)
     assert line == (
-        "console=ttyS0 quiet panic=-1 reboot=t spore.channel=serial "
+        "console=ttyS0 quiet panic=-1 reboot=t spore.channel=serial norandmaps "
         "tsc_early_khz=2596135 tsc=reliable"
     )
-    assert "tsc" not in argv.kernel_command_line(Arch.X86_64)
-    assert "tsc" not in argv.kernel_command_line(Arch.AARCH64, tsc_khz=1)
-    assert "console=ttyAMA0" in argv.kernel_command_line(Arch.AARCH64)
+    assert "tsc" not in argv.kernel_command_line(Arch.X86_64, emulated=True)
+    assert "tsc" not in argv.kernel_command_line(Arch.AARCH64, emulated=True, tsc_khz=1)
+    assert "console=ttyAMA0" in argv.kernel_command_line(Arch.AARCH64, emulated=True)
+    assert "norandmaps" not in argv.kernel_command_line(Arch.X86_64, emulated=False)
 
 
 def test_only_the_image_slot_is_read_only_hardware():

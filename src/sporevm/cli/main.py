@@ -59,8 +59,8 @@ def _occupy_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, mode)  # gets the lowest free number: those below are taken
     # Python has no object for a stream that was closed. What is printed goes nowhere.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def run(words: list[str], ctx: Context) -> int:

@@ -29,7 +29,7 @@ from sporevm.vmm.qemu import argv, probe
 from sporevm.vmm.qemu.machine import Home, QemuMachine
 
 #: Raised whenever devices or kernel options change: a state saved with others is of another VM.
-LAYOUT = "2"
+LAYOUT = "3"
 
 _F_SETPIPE_SZ = 1031
 _PIPE_MAX = 1 << 20
@@ -64,6 +64,7 @@ class QemuVmm:
             sandbox=found.sandbox,
         )
         self._memro = launcher_path().with_name(f"memro-{platform.machine()}.so")
+        self._emulated = accelerator == "tcg"
         self._tsc_khz = emulated_tsc_khz() if accelerator == "tcg" else 0
 
     @classmethod
@@ -106,7 +107,9 @@ class QemuVmm:
             files = _Files(stack)
             kernel = files.open(what.kernel, os.O_RDONLY)
             initrd = files.open(what.initrd, os.O_RDONLY)
-            append = argv.kernel_command_line(self._arch, tsc_khz=self._tsc_khz)
+            append = argv.kernel_command_line(
+                self._arch, emulated=self._emulated, tsc_khz=self._tsc_khz
+            )
             start = argv.ColdBoot(kernel, initrd, append)
             mem = files.share(what.mem, confinement)
             drives = self._drives(files, what.drives, spare=what.run_dir / "blank")

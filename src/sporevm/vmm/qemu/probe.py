@@ -58,7 +58,7 @@ class Found:
         machine = argv.machine_type(arch).split(",")[0]
         if machine not in self.machines:
             lacks.append(f"machine {machine}")
-        cpu = argv.cpu_model(arch, "tcg")
+        cpu = argv.cpu_model(arch, "tcg").split(",")[0]
         if cpu not in self.cpus:
             lacks.append(f"CPU model {cpu}")
         return lacks + [f"device {name}" for name in _NEEDED_DEVICES if name not in self.devices]
