@@ -137,7 +137,8 @@ def check_clean_child(host: p.Peer, tmp: Path) -> None:
     masks = [
         int(line.split()[1], 16) for line in status if line[:6] in ("SigBlk", "SigIgn", "SigCgt")
     ]
-    assert masks == [0, 0, 0]
+    # 32 and 33 are libc's own; glibc's posix_spawn, which make uses, leaves them ignored.
+    assert [mask & ~0x180000000 for mask in masks] == [0, 0, 0], status
     s = host.run("sh", "-c", "cut -d' ' -f1,5,6 /proc/$$/stat", proc="c")
     assert len(set(bytes(s.out[1]).split())) == 1, s
 
