@@ -164,6 +164,8 @@ class SandboxSpec:
     ttl: float | None = None
     #: Remove the sandbox when its main process ends, or when its owner goes away.
     auto_remove: bool = False
+    #: A foreground run: it ends with its client. After the death of an engine there is none.
+    bound: bool = False
 
     def __post_init__(self) -> None:
         if self.name:

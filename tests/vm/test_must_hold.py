@@ -98,6 +98,32 @@ def test_engine_killed_during_an_exec(spore: Run, home: Layout) -> None:
         spore("rm", "-f", "lives")
 
 
+def test_engine_killed_during_a_foreground_run(spore: Run, home: Layout) -> None:
+    """Its client can't come back: the sandbox is ended, not left running for nobody."""
+    process = subprocess.Popen(
+        [SPORE, "run", "--", "sh", "-c", "echo up; sleep 1000"],
+        env=os.environ | {"SPORE_HOME": str(home.home)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    os.kill(engine_pid(spore), signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == 125
+    assert listed(spore) == []
+
+
+def test_a_console_that_is_flooded_stays_small(spore: Run, home: Layout) -> None:
+    with Sandbox.create("base", home=home.home) as box:
+        flood = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c1000000 /dev/zero >/dev/console; done"
+        assert box.commands.run(flood).exit_code == 0
+        console = home.sandbox(box.id).console
+        assert eventually(lambda: console.stat().st_size < 5 << 20, 30)
+        assert box.commands.run("echo well").stdout == "well\n"
+
+
 def test_vmm_killed(spore: Run, home: Layout) -> None:
     spore("run", "-d", "--name", "dies", "--", "sleep", "1000")
     running = subprocess.Popen(

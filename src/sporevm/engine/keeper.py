@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 #: After SHUTDOWN was accepted the guest still unmounts and powers off.
 _POWER_OFF = 5.0
 _EVENTS_KEPT = 1024
+#: A guest may write to its console without end: how often that is looked after, and its limit.
+_CONSOLE_SECONDS = 5.0
+_CONSOLE_BYTES = 4 << 20
 
 
 class Keeper:
@@ -29,6 +32,7 @@ class Keeper:
         self._boxes: dict[str, Box] = {}
         self._listeners: set[asyncio.Queue[dict[str, object]]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._chores: asyncio.TimerHandle | None = None
 
     def box(self, sandbox_id: str) -> Box | None:
         return self._boxes.get(sandbox_id)
@@ -41,10 +45,22 @@ class Keeper:
             left = max(0.0, box.record.created + box.record.ttl - time.time())
             loop = asyncio.get_running_loop()
             box.ttl = loop.call_later(left, self._out_of_time, box)
+        if self._chores is None:
+            self._chores = asyncio.get_running_loop().call_later(_CONSOLE_SECONDS, self._trim)
         self._emit("start", box.record)
+
+    def _trim(self) -> None:
+        """Runs while there are boxes; an engine without any has no timer."""
+        self._chores = None
+        for box in self._boxes.values():
+            box.machine.trim_console(_CONSOLE_BYTES)
+        if self._boxes:
+            self._chores = asyncio.get_running_loop().call_later(_CONSOLE_SECONDS, self._trim)
 
     async def leave(self) -> None:
         """Let go of every box without ending it."""
+        if self._chores is not None:
+            self._chores.cancel()
         for task in list(self._tasks):
             task.cancel()
         for box in list(self._boxes.values()):

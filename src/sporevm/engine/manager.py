@@ -199,6 +199,7 @@ class Engine:
             hostname=spec.hostname,
             ttl=spec.ttl,
             auto_remove=spec.auto_remove,
+            bound=spec.bound,
         )
 
 

@@ -19,7 +19,7 @@ from sporevm.engine.box import MAIN, Box, Main
 from sporevm.engine.keeper import Keeper
 from sporevm.engine.output import OutputLog
 from sporevm.engine.states import transition
-from sporevm.errors import GuestError, NotFound, SporeError, VmmError
+from sporevm.errors import EngineError, GuestError, NotFound, SporeError, VmmError
 from sporevm.spec import State, parse_arch
 from sporevm.store.layout import Layout
 from sporevm.store.records import Records, SandboxRecord
@@ -48,6 +48,8 @@ async def _one(layout: Layout, records: Records, keeper: Keeper, record: Sandbox
     try:
         if record.state == State.CREATING:
             raise VmmError("the engine ended while it was being created")
+        if record.bound:
+            raise EngineError("the engine died, and with it the client it ran for")
         keeper.keep(await _adopt(layout, record))
         log.info("%s: adopted, pid %s", record.name, record.pid)
     except SporeError as error:

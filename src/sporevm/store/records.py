@@ -58,6 +58,8 @@ class SandboxRecord(Struct, kw_only=True):
     hostname: str = ""
     ttl: float | None = None
     auto_remove: bool = False
+    #: It ends with the client that started it.
+    bound: bool = False
     confinement: list[str] = []
     timings: dict[str, float] = {}
     template: str = ""

@@ -110,6 +110,9 @@ class Machine(Protocol):
     def confinement(self) -> list[str]:
         """What holds the VMM process back on this host, for people to read."""
 
+    def trim_console(self, limit: int) -> None:
+        """Empty the console's file if the guest has made it larger than `limit` bytes."""
+
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -131,7 +132,7 @@ async def _create(call: Plain, ws: web.WebSocketResponse, start: RunStart) -> Ma
     """Create the sandbox of a run, telling the client how it goes; the client may go meanwhile."""
     if start.sandbox.command is not None:
         raise UsageError("sandbox.command: the command of a run goes beside the sandbox")
-    spec = convert.spec(start.sandbox)
+    spec = replace(convert.spec(start.sandbox), bound=True)
     command = convert.command(start.command)
 
     async def work(report: ProgressFn) -> Made:
