@@ -256,7 +256,23 @@ class Templates:
             stack.push_async_callback(agent.aclose)
             await until_dead(machine, agent.ready(), BOOT_DEADLINE, "boot")
             await self._save(machine, agent, files)
-            return await self._install(wanted, key, files)
+            made = await self._install(wanted, key, files)
+        self._drop_outdated(made)
+        return made
+
+    def _drop_outdated(self, made: Template) -> None:
+        """Remove templates of the same size whose kernel, VMM or host is not this one any more.
+
+        Nothing can be started from them. A sandbox that runs keeps the memory it has mapped.
+        """
+        size = ("arch", "cpus", "memory_mib", "accelerator")
+        shape = made.manifest.shape
+        for other in self.all():
+            old = other.manifest.shape
+            if old != shape and all(old.get(field) == shape[field] for field in size):
+                log.info("removing outdated template %s", other.manifest.key)
+                self._checked.pop(other.manifest.key, None)
+                remove_tree(other.files.root)
 
     async def _derive(self, wanted: Wanted, bare: Template, key: TemplateKey) -> Template:
         """Attach the image to a copy of the bare template, warm it, and save it again."""
