@@ -52,9 +52,3 @@ def each(
         else:
             show(ref, result)
     return status
-
-
-def start_engine(ctx: Context) -> None:
-    """Before this process makes something below SPORE_HOME itself: an engine that starts empties
-    the place for half-made things."""
-    call(ctx, lambda client: client.version())

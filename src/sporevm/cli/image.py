@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sporevm.cli import options
-from sporevm.cli.client import Client, call, each, start_engine
+from sporevm.cli.client import Client, call, each
 from sporevm.cli.context import Context
 from sporevm.cli.output import ago, print_json, safe, size, table
 from sporevm.cli.parser import Parser, Verb
@@ -102,7 +102,6 @@ def _import(args: Namespace, ctx: Context) -> int:
         )
     if source is not None and not source.exists():
         raise NotFound(f"there is no file or directory {source}")
-    start_engine(ctx)
     with Ticking(ctx.progress()) as ticking:
         image_id = _import_into(ctx, args.name, source, args.arch, ticking.step)
     if ctx.json:

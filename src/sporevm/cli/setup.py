@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from sporevm.cli import options, template
-from sporevm.cli.client import start_engine
 from sporevm.cli.context import Context
 from sporevm.cli.output import print_json
 from sporevm.cli.parser import Parser, Verb
@@ -42,7 +41,6 @@ def _run(args: Namespace, ctx: Context) -> int:
         if part not in PARTS:
             raise UsageError(f"setup: there is no part {part!r}", hint=f"it is {', '.join(PARTS)}")
     arch = parse_arch(args.arch) if args.arch else _own_arch()
-    start_engine(ctx)
     results: list[dict[str, object]] = []
     for part in PARTS:
         if args.parts and part not in args.parts:
