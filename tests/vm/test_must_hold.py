@@ -182,6 +182,23 @@ def test_garbage_from_a_hostile_guest(spore: Run, home: Layout) -> None:
     assert engine_pid(spore) == engine
 
 
+def test_a_damaged_template_is_never_used(spore: Run, home: Layout) -> None:
+    assert spore("template", "build", "--image", "base", "-q").returncode == 0
+    before = {path: path.stat().st_ino for path in home.templates.glob("*/mem")}
+    for path in before:
+        with path.open("r+b") as file:
+            file.seek(50_000_000)
+            byte = file.read(1)
+            file.seek(50_000_000)
+            file.write(bytes([byte[0] ^ 1]))
+    assert spore("daemon", "restart").returncode == 0
+    assert spore("run", "--", "echo", "whole").stdout == "whole\n"
+    log = home.engine_log.read_text()
+    assert "does not match its checksum" in log
+    for path, inode in before.items():
+        assert not path.exists() or path.stat().st_ino != inode or str(path) not in log
+
+
 @pytest.fixture
 def small_disk(artifacts: Layout) -> Iterator[Path]:
     """A file system with little room left, for a home of its own."""

@@ -305,6 +305,8 @@ class Templates:
             await until_dead(machine, _warm(agent), CONFIGURE_DEADLINE, "warm up")
             await until_dead(machine, _clock_settled(agent), CONFIGURE_DEADLINE, "settle its clock")
             await self._save(machine, agent, files)
+            if not wanted.image.disk.exists():
+                raise NotFound(f"image {wanted.image.id[:12]} was removed meanwhile")
             return await self._install(wanted, key, files, wanted.image, wanted.disk_bytes)
 
     def _workspace(self, stack: AsyncExitStack, key: str) -> tuple[TemplateFiles, Path]:
